@@ -1,0 +1,1 @@
+"""One module a command: parse, resolve, call, report. Nothing here imports torch at module level."""

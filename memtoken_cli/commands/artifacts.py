@@ -1,0 +1,123 @@
+"""From what a method made to an artifact and back: the only place where headers meet memories and models."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memtoken_cli.engine.method import Budget, Made, Spec
+from memtoken_cli.io.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from memtoken_cli.commands.options import Common
+    from memtoken_cli.data.shots import Shots
+    from memtoken_cli.engine.backbone import CausalLM
+    from memtoken_cli.engine.memory import Memory
+    from memtoken_cli.io.artifact import Header
+
+REQUEST, REPORT, NEXT_POSITION, NAMES = "request", "report", "next_position", "names"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A memory as read from an artifact."""
+
+    path: str
+    header: "Header"
+    memory: "Memory"
+
+
+def backbone_for(spec: Spec, name: str, common: "Common") -> "CausalLM | None":
+    """The language model, or None where the method needs none."""
+    if not spec.needs_model:
+        return None
+    from memtoken_cli.engine import models
+
+    return models.load(name, device=common.device, trust_remote_code=common.trust)
+
+
+def header_for(
+    spec: Spec,
+    made: Made,
+    backbone: "CausalLM | None",
+    shots: "Shots",
+    budget: Budget,
+    request: Mapping[str, Any],
+) -> "Header":
+    """The header of a compressed prompt."""
+    from memtoken_cli.engine.memory import Tokens
+    from memtoken_cli.io.artifact import Header, ModelRef
+
+    memory = made.memory
+    entry: dict[str, Any] = (
+        {NAMES: list(memory.names)} if isinstance(memory, Tokens) else {NEXT_POSITION: memory.next_position}
+    )
+    model = None
+    if backbone is not None:
+        model = ModelRef(
+            name=backbone.name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest
+        )
+    source = {"sha256": shots.sha256, "shots": len(shots.items), "kind": shots.kind}
+    if "tokens" in made.report:
+        source["tokens"] = made.report["tokens"]
+    return Header(
+        method=spec.name,
+        kind="memory",
+        port=memory.port,
+        model=model,
+        source=source,
+        ratio=budget.ratio,
+        slots=int(memory.slots),
+        about={**made.about, **entry, REQUEST: dict(request), REPORT: made.report},
+    )
+
+
+def open_memory(path: str) -> Opened:
+    """Read and check one artifact; "-" is standard input. Raises DataError where it holds no memory."""
+    from memtoken_cli.engine.memory import from_tensors
+    from memtoken_cli.io import artifact
+
+    header, tensors = artifact.read(path)
+    if header.kind != "memory" or header.port is None:
+        raise DataError(
+            f"{path} holds a {header.kind} of {header.method}, not a memory",
+            hint="memtok compress --shots prompts.jsonl --ratio 4",
+        )
+    about = header.about
+    memory = from_tensors(header.port, tensors, about.get(NEXT_POSITION, 0), about.get(NAMES, ()))
+    return Opened(path, header, memory)
+
+
+def check_alike(opened: Sequence[Opened]) -> None:
+    """Raise UsageError unless the memories may be read together: one method, one model."""
+    first = opened[0]
+    for other in opened[1:]:
+        if other.header.method != first.header.method:
+            raise UsageError(
+                f"{first.path} is of {first.header.method}, {other.path} of {other.header.method}"
+            )
+        if other.header.model != first.header.model:
+            raise UsageError(
+                f"{first.path} and {other.path} are of different models: {_named(first)}, {_named(other)}",
+                hint="compress both prompts with the same --model",
+            )
+
+
+def check_backbone(opened: Opened, backbone: "CausalLM | None") -> None:
+    """Raise UsageError where the loaded model is not the one the memory was made with."""
+    made_with = opened.header.model
+    if backbone is None or made_with is None:
+        return
+    for what, wanted, found in (
+        ("weights", made_with.fingerprint, backbone.fingerprint),
+        ("tokenizer", made_with.tokenizer, backbone.tokenizer_digest),
+    ):
+        if wanted is not None and wanted != found:
+            raise UsageError(
+                f"{opened.path} was made with {made_with.name}, not with the {what} of {backbone.name} "
+                f"(expected {wanted[:12]}, found {found[:12]})",
+                hint=f"--model {made_with.name}, or compress the prompt again with --model {backbone.name}",
+            )
+
+
+def _named(opened: Opened) -> str:
+    return opened.header.model.name if opened.header.model else "no model"

@@ -1,0 +1,54 @@
+"""`memtok bench`: recipes to one table of comparable rows; recipes of one method run together."""
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from memtoken_cli.commands.argv import split
+from memtoken_cli.commands.choose import method_for
+from memtoken_cli.commands.options import Common, Device, Json, Quiet, Seed, Verbose
+from memtoken_cli.commands.running import Request, load_recipe, recipe_files
+from memtoken_cli.commands.tables import print_rows
+from memtoken_cli.io.errors import UsageError
+
+if TYPE_CHECKING:
+    from memtoken_cli.engine.method import Benches
+    from memtoken_cli.recipe.schema import Recipe
+
+
+def bench(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", hidden=True, autocompletion=recipe_files)
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="Where the table goes.  [default: standard output]")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Compare methods and baselines at equal budgets, as a table.
+
+    \b
+    RECIPE     YAML files
+    KEY=VALUE  replaces a key in all of them: data.path=test.jsonl
+
+    Example: memtok bench recipes/compact/tiny.yaml
+    """
+    common = Common(json, quiet, verbose, seed, device)
+    paths, overrides = split(recipes or [])
+    if not paths:
+        raise UsageError("no recipe to bench", hint="memtok bench recipes/METHOD/tiny.yaml")
+    grouped: dict[str, list[Recipe]] = {}
+    for path in paths:
+        recipe = load_recipe(path, overrides, common)
+        grouped.setdefault(method_for("bench", recipe.method).name, []).append(recipe)
+    from memtoken_cli import methods
+
+    with common.sink(out) as sink:
+        for name, group in grouped.items():
+            method = cast("Benches", methods.load(name))
+            rows = method.bench(group, Request.of(common, sink))
+            print_rows([row if "method" in row else {"method": name, **row} for row in rows], sink)

@@ -1,0 +1,161 @@
+"""`memtok evaluate`: how good a trained run or a compressed prompt is."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from memtoken_cli.commands.argv import split
+from memtoken_cli.commands.choose import method_for
+from memtoken_cli.commands.options import Common, Device, Json, Keys, Quiet, Seed, Trust, Verbose
+from memtoken_cli.commands.running import Request, is_recipe, load_recipe, recipe_files
+from memtoken_cli.commands.tables import print_report, print_rows
+from memtoken_cli.io.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from memtoken_cli.commands.reader import Reader
+    from memtoken_cli.data.shots import Query, Shots
+    from memtoken_cli.engine.compare_config import EvaluateConfig
+    from memtoken_cli.engine.method import Evaluates
+
+EXAMPLE = "memtok evaluate prompts.memory.safetensors --data test.jsonl"
+
+
+def evaluate(
+    subject: Annotated[
+        str | None, typer.Argument(metavar="RECIPE|ARTIFACT", hidden=True, autocompletion=recipe_files)
+    ] = None,
+    keys: Keys = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help='Test records: JSONL {"input", "output"}, or CSV.')
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="M", help="Language model.  [default: the artifact's]")
+    ] = None,
+    trust_remote_code: Trust = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Measure a trained run (RECIPE) or a compressed prompt (ARTIFACT).
+
+    \b
+    RECIPE     a YAML file whose run is finished
+    ARTIFACT   a memory; needs --data
+    KEY=VALUE  replaces a key of the recipe; for an artifact:
+               shots=FILE          the shots it was made of: adds the whole prompt, fewer
+                                   shots at the same budget and agreement
+               queries=N           at most so many records
+               labels=first_token  score labels by their first token alone
+               calibrate=false     no calibrated column
+
+    Example: memtok evaluate prompts.memory.safetensors --data test.jsonl
+    """
+    common = Common(json, quiet, verbose, seed, device, trust_remote_code)
+    positionals, overrides = split([subject, *(keys or [])])
+    if len(positionals) != 1:
+        raise UsageError("evaluate takes one recipe or artifact", hint=EXAMPLE)
+    if is_recipe(positionals[0]):
+        _recipe(positionals[0], overrides, data, common)
+    else:
+        _artifact(positionals[0], overrides, data, model, common)
+
+
+def _recipe(path: str, overrides: list[str], data: str | None, common: Common) -> None:
+    recipe = load_recipe(path, [*overrides, *([] if data is None else [f"data.path={data}"])], common)
+    spec = method_for("evaluate", recipe.method)
+    from memtoken_cli import methods
+
+    with common.sink() as sink:
+        method = cast("Evaluates", methods.load(spec.name))
+        print_report(method.evaluate(recipe, Request.of(common, sink)), sink)
+
+
+def _artifact(path: str, overrides: list[str], data: str | None, model: str | None, common: Common) -> None:
+    from memtoken_cli.commands.keys import GenerateKeys
+    from memtoken_cli.commands.reader import Reader
+    from memtoken_cli.data.shots import read_shots
+    from memtoken_cli.engine.compare_config import EvaluateConfig
+    from memtoken_cli.recipe.overrides import flat
+
+    given = {"path": data, "seed": common.seed}
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    asked = flat([*overrides, *options], EvaluateConfig)
+    if asked.path is None:
+        raise UsageError("no records to measure the artifact on", hint=EXAMPLE)
+    with common.sink() as sink:
+        queries = labelled(asked.path)
+        if len(queries) > asked.queries:
+            sink.note(f"the first {asked.queries} of {len(queries)} queries")
+        reader = Reader([path], model, common, GenerateKeys(calibrate=asked.calibrate), sink)
+        check_labels(queries, asked.path, reader.about.get("labels"))
+        shots = read_shots(asked.shots) if asked.shots else None
+        if shots is not None and shots.sha256 != reader.opened[0].header.source.get("sha256"):
+            raise DataError(
+                f"{asked.shots} is not what {path} was made of",
+                hint="shots= names the file given to compress",
+            )
+        reader.load()
+        if reader.backbone is None:
+            rows = [score(reader, queries[: asked.queries])]
+        else:
+            rows = measure(reader, queries[: asked.queries], shots, asked)
+        header = reader.opened[0].header
+        sink.document({"path": path, "method": header.method, "ratio": header.ratio, "slots": header.slots})
+        print_rows(rows, sink)
+
+
+def labelled(path: str) -> "list[Query]":
+    """The test records. Raises DataError where one has no output."""
+    from memtoken_cli.data.pool import read_pool
+
+    return read_pool(path)
+
+
+def check_labels(queries: "Sequence[Query]", path: str, labels: Sequence[str] | None) -> None:
+    """Raise DataError for a record whose label is none of the memory's, where those are a closed set."""
+    known = set(labels or ())
+    for query in queries:
+        if known and query.output not in known:
+            raise DataError(
+                f"the label {query.output!r} is none of the memory's", where=f"{path}:{query.line}"
+            )
+
+
+def measure(
+    reader: "Reader", queries: "Sequence[Query]", shots: "Shots | None", asked: "EvaluateConfig"
+) -> list[dict[str, Any]]:
+    """The memory beside the baselines that its shots allow, through its language model."""
+    from memtoken_cli.engine.evaluate import evaluate as measured
+
+    return measured(
+        reader.backbone,
+        reader.memory,
+        reader.about,
+        queries,
+        shots=shots,
+        method=reader.spec.name,
+        scoring=asked.labels,
+        calibrated=asked.calibrate,
+        batch_tokens=asked.batch_tokens,
+        seed=asked.seed,
+    )
+
+
+def score(reader: "Reader", queries: "Sequence[Query]") -> dict[str, Any]:
+    """Accuracy with its 95 % interval, of a method that reads its memory without a language model."""
+    from memtoken_cli.metrics.choice import accuracy
+
+    reader.options = replace(reader.options, labels=tuple(reader.about.get("labels") or ()) or None)
+    answers = [answer.output for answer in reader.answers([query.input for query in queries])]
+    found = accuracy(answers, [query.output for query in queries])
+    return {
+        "method": reader.spec.name,
+        "accuracy": found.value,
+        "low": found.low,
+        "high": found.high,
+        "queries": found.count,
+    }

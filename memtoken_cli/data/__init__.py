@@ -1,0 +1,1 @@
+"""Readers from files to typed batches, and seeded generators of offline tasks."""

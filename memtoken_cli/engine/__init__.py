@@ -1,0 +1,1 @@
+"""The engine: memories, backbones, fitting. It never imports a method."""

@@ -1,0 +1,179 @@
+"""Memory: the tensors that stand for something long, and what each of them stands for.
+
+Nothing outside this file knows the layout. Two shapes cover the four ports: `Layers` holds keys
+and values of its own for every layer, heads of unequal length laid end to end with nothing padded;
+`Tokens` holds vectors that enter as a prefix, through cross-attention or beside the vocabulary.
+
+Shape suffixes: L layers, N key/value heads, M tokens of a head, X tokens of all heads of a layer
+laid end to end (X = sum of M over N), D head or model width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..io.errors import DataError
+
+PORTS = ("prefix", "layers", "cross", "vocab")
+
+
+@dataclass(frozen=True)
+class LayerKV:
+    """What one layer reads.
+
+    k_XD, v_XD: keys (with their rotary phase) and values. sizes: tokens of each head, in order.
+    bias_X: added to the logits (float32), or None. pos_X: the position each key was written at
+    (int32); kept only where a sliding window decides visibility by it.
+    """
+
+    k_XD: Tensor
+    v_XD: Tensor
+    sizes: tuple[int, ...]
+    bias_X: Tensor | None = None
+    pos_X: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.k_XD.shape[0] != sum(self.sizes) or self.v_XD.shape[0] != self.k_XD.shape[0]:
+            raise DataError(f"a layer's head sizes add up to {sum(self.sizes)}, its keys to {self.k_XD.shape[0]}")
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.sizes)) == 1
+
+    def heads(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """k_MD, v_MD, bias_M, pos_M of each head."""
+        none: tuple[None, ...] = (None,) * len(self.sizes)
+        biases = none if self.bias_X is None else self.bias_X.split(self.sizes)
+        places = none if self.pos_X is None else self.pos_X.split(self.sizes)
+        return zip(self.k_XD.split(self.sizes), self.v_XD.split(self.sizes), biases, places, strict=True)
+
+    @classmethod
+    def from_heads(cls, k: Sequence[Tensor], v: Sequence[Tensor]) -> "LayerKV":
+        """From one [M,D] pair a head."""
+        return cls(torch.cat(list(k)), torch.cat(list(v)), tuple(head.shape[0] for head in k))
+
+    def take(self, chosen: Sequence[Tensor]) -> "LayerKV":
+        """The tokens `chosen` ([M] indices within each head), values and bias untouched."""
+        starts = [sum(self.sizes[:n]) for n in range(len(self.sizes))]
+        flat = torch.cat([index + start for index, start in zip(chosen, starts, strict=True)])
+        pick = lambda x: None if x is None else x[flat]  # noqa: E731
+        return LayerKV(
+            self.k_XD[flat], self.v_XD[flat], tuple(len(c) for c in chosen), pick(self.bias_X), pick(self.pos_X)
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "LayerKV":
+        move = lambda x: None if x is None else x.to(device)  # noqa: E731
+        return LayerKV(
+            self.k_XD.to(device, dtype), self.v_XD.to(device, dtype), self.sizes, move(self.bias_X), move(self.pos_X)
+        )
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Memory of the `layers` port. next_position: where the text that reads it goes on."""
+
+    layers: tuple[LayerKV, ...]
+    next_position: int
+    port = "layers"
+
+    @classmethod
+    def empty(cls, layers: int, kv_heads: int, head_dim: int, next_position: int = 0) -> "Layers":
+        none = torch.zeros(0, head_dim)
+        return cls(tuple(LayerKV(none, none, (0,) * kv_heads) for _ in range(layers)), next_position)
+
+    @property
+    def slots(self) -> float:
+        """Tokens kept, per layer and head on average."""
+        return sum(sum(kv.sizes) for kv in self.layers) / max(1, sum(len(kv.sizes) for kv in self.layers))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Layers":
+        return replace(self, layers=tuple(kv.to(device, dtype) for kv in self.layers))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Named as the artifact keeps them; `layers.sizes_LN` says how the heads are cut."""
+        out = {"layers.sizes_LN": torch.tensor([kv.sizes for kv in self.layers], dtype=torch.int32)}
+        for i, kv in enumerate(self.layers):
+            named = {"k_XD": kv.k_XD, "v_XD": kv.v_XD, "bias_X": kv.bias_X, "pos_X": kv.pos_X}
+            out |= {f"layers.{i}.{key}": x.detach().contiguous() for key, x in named.items() if x is not None}
+        return out
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Memory of the `prefix`, `cross` or `vocab` port: tokens_MD, and a name for what each stands for."""
+
+    port: str
+    tokens_MD: Tensor
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.port not in PORTS or self.port == "layers":
+            raise DataError(f"no port named {self.port!r} takes plain tokens")
+        if self.names and len(self.names) != self.tokens_MD.shape[0]:
+            raise DataError(f"{self.tokens_MD.shape[0]} memory tokens but {len(self.names)} names")
+
+    @property
+    def slots(self) -> float:
+        return float(self.tokens_MD.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        return self.tokens_MD.numel() * self.tokens_MD.element_size()
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"tokens_MD": self.tokens_MD.detach().contiguous()}
+
+
+Memory = Layers | Tokens
+
+
+def from_tensors(port: str, tensors: Mapping[str, Tensor], next_position: int = 0, names: Sequence[str] = ()) -> Memory:
+    """The memory that `tensors()` wrote. Raises DataError where a tensor is missing or does not fit."""
+    try:
+        if port != "layers":
+            return Tokens(port, tensors["tokens_MD"], tuple(names))
+        layers = []
+        for i, sizes in enumerate(tensors["layers.sizes_LN"].tolist()):
+            part = {key: tensors.get(f"layers.{i}.{key}") for key in ("bias_X", "pos_X")}
+            layers.append(LayerKV(tensors[f"layers.{i}.k_XD"], tensors[f"layers.{i}.v_XD"], tuple(sizes), **part))
+        return Layers(tuple(layers), next_position)
+    except KeyError as missing:
+        raise DataError(f"the memory lacks its tensor {missing}", hint="compress the prompt again") from missing
+
+
+def join(memories: Sequence[Layers]) -> Layers:
+    """Memories side by side, each read as if alone in front: an approximation, since neither saw the other.
+
+    Keys keep the rotary phase of their own prompt; the text goes on after the longest.
+    Raises DataError where the layers or heads differ.
+    """
+    first = memories[0]
+    if any(len(m.layers) != len(first.layers) for m in memories):
+        raise DataError("memories of different models cannot be joined")
+    joined = []
+    for parts in zip(*(m.layers for m in memories), strict=True):
+        heads = range(len(parts[0].sizes))
+
+        def lay(pieces: Sequence[Tensor], cut: Sequence[LayerKV] = parts, heads: range = heads) -> Tensor:
+            split = [x.split(kv.sizes) for x, kv in zip(pieces, cut, strict=True)]
+            return torch.cat([s[n] for n in heads for s in split])
+
+        biased = any(kv.bias_X is not None for kv in parts)
+        placed = all(kv.pos_X is not None for kv in parts)
+        bias = [torch.zeros(len(kv.k_XD)) if kv.bias_X is None else kv.bias_X for kv in parts]
+        joined.append(
+            LayerKV(
+                lay([kv.k_XD for kv in parts]),
+                lay([kv.v_XD for kv in parts]),
+                tuple(sum(kv.sizes[n] for kv in parts) for n in heads),
+                lay(bias) if biased else None,
+                lay([kv.pos_X for kv in parts if kv.pos_X is not None]) if placed else None,
+            )
+        )
+    return Layers(tuple(joined), max(m.next_position for m in memories))

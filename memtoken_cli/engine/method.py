@@ -1,0 +1,200 @@
+"""What a method is, in the engine's eyes: a Spec that is cheap to import, and one protocol a verb.
+
+A method implements the protocols of the verbs its Spec lists and no others. No torch and no method here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from memtoken_cli.io.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from memtoken_cli.data.shots import Shots
+    from memtoken_cli.engine.backbone import CausalLM
+    from memtoken_cli.engine.memory import Memory
+    from memtoken_cli.recipe.schema import Recipe
+
+ENTRY_POINTS = "memtok.methods"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the runner may know about a method before it loads it.
+
+    Args:
+        name: the folder's name, the recipe's `method:` and the `--method` value.
+        paper: where it was published, or "ours".
+        line: one line of help.
+        verbs: which of compress, segment, train, evaluate, generate, bench, bank it answers.
+        port: how its tokens enter a backbone: prefix, layers, cross or vocab.
+        sources: what a positional SOURCE may be: "shots", "series", "stream", ...
+        default_for: the verbs whose default method it is.
+        needs_model: whether its verbs read a language model; without one the backbone they get is None.
+    """
+
+    name: str
+    paper: str
+    line: str
+    verbs: frozenset[str]
+    port: str
+    sources: frozenset[str] = frozenset()
+    default_for: frozenset[str] = frozenset()
+    needs_model: bool = True
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many memory tokens per layer and head a prompt may keep: by ratio or by number, one of the two.
+
+    Raises UsageError where neither or both are given, or one is below 1.
+    """
+
+    ratio: float | None = None
+    slots: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.ratio is None) == (self.slots is None):
+            raise UsageError(
+                "a budget is a ratio or a number of slots", hint="give --ratio R or --slots M, not both"
+            )
+        if self.ratio is not None and not (math.isfinite(self.ratio) and self.ratio >= 1):
+            raise UsageError(
+                f"ratio {self.ratio:g} is below 1", hint="--ratio 4 keeps a quarter of the tokens"
+            )
+        if self.slots is not None and self.slots < 1:
+            raise UsageError(f"{self.slots} slots leave no memory", hint="--slots takes 1 or more")
+
+    def slots_for(self, t: int) -> int:
+        """The number of memory tokens for a prompt of `t`: floor(t / ratio), or the stated slots.
+
+        Raises DataError where that is below 1 or above t.
+        """
+        m = math.floor(t / self.ratio) if self.ratio is not None else int(self.slots or 0)
+        if m < 1:
+            raise DataError(
+                f"a prompt of {t} tokens at ratio {self.ratio:g} keeps no token",
+                hint=f"--ratio {max(t, 1)} or less",
+            )
+        if m > t:
+            raise DataError(f"{m} slots are more than the prompt's {t} tokens", hint=f"--slots {t} or less")
+        return m
+
+
+@dataclass
+class Made:
+    """What compressing gives: the memory, the method's notes for the header, the report for the user."""
+
+    memory: Memory
+    about: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How to answer queries; with `labels` the answer is the likeliest of them, otherwise text is decoded."""
+
+    labels: tuple[str, ...] | None = None
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    beams: int = 1
+    stop: tuple[str, ...] = ()
+    batch: int = 32
+    seed: int = 0
+    calibrate: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One query's answer; `scores` are log-probabilities a label, where labels were given."""
+
+    output: str
+    scores: Mapping[str, float] | None = None
+
+
+class Run(Protocol):
+    """Where a training run writes and how it ends early; the command makes it."""
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def fresh(self) -> bool: ...
+    @property
+    def device(self) -> str | None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Method(Protocol):
+    """What `load()` of a method's package returns."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+
+@runtime_checkable
+class Compresses(Protocol):
+    def compress(self, backbone: CausalLM, shots: Shots, budget: Budget, config: Any, seed: int) -> Made:
+        """Write a prompt into memory tokens; `config` is the method's own Config."""
+        ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    def answer(
+        self,
+        backbone: CausalLM,
+        memory: Memory,
+        about: Mapping[str, Any],
+        queries: Sequence[str],
+        options: GenerateOptions,
+    ) -> Iterator[Answer]:
+        """Answers in the order of the queries, as they come; `about` is the artifact header's."""
+        ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    def segment(
+        self, series: str, prompts: str | None, memory: str | None, plot: Path | None, config: Any, run: Run
+    ) -> Iterator[Mapping[str, Any]]:
+        """Rows of a series' segments, as they come; "-" is standard input. `prompts` is a file or "-" or
+        None.
+        """
+        ...
+
+
+@runtime_checkable
+class Banks(Protocol):
+    def bank(
+        self, action: str, file: str, arguments: Sequence[str], config: Any, run: Run
+    ) -> Iterator[Mapping[str, Any]]:
+        """Rows that tell what list, show, add, remove, rename or merge did to the artifact `file`."""
+        ...
+
+
+@runtime_checkable
+class Evaluates(Protocol):
+    def evaluate(self, recipe: Recipe, run: Run) -> dict[str, Any]:
+        """Metrics of a trained run, JSON-ready."""
+        ...
+
+
+@runtime_checkable
+class Benches(Protocol):
+    def bench(self, recipes: Sequence[Recipe], run: Run) -> list[dict[str, Any]]:
+        """One row a method and setting, JSON-ready."""
+        ...
+
+
+@runtime_checkable
+class Trains(Protocol):
+    def train(self, recipe: Recipe, run: Run) -> Path:
+        """Fit what the recipe names and return the artifact's path; resumes by itself."""
+        ...

@@ -1,0 +1,1 @@
+"""Files, streams, locks and errors: everything that touches the outside. No torch at module level."""

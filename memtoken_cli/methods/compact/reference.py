@@ -1,0 +1,99 @@
+"""The rows that stand for future queries: the shots themselves, a repetition, or the user's own queries.
+
+Shape suffixes: S reference rows, F tokens of all rows laid flat, R fitted ones among them, T prompt tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...data.render import Rendered, Template, query_ids
+from ...data.shots import Shots, read_queries
+from ...engine.backbone import CausalLM, Packed
+from ...engine.leave_one_out import hidden_tokens
+
+REPEAT = "\n\nRepeat the text above:\n\n"
+PIECE = 256
+
+
+@dataclass
+class Reference:
+    """packed: the rows, at positions after the prompt. hidden_ST: prompt tokens a row must not see
+    (its own copy and exact duplicates). answer_F: True where the next token belongs to the answer.
+    fitted_R: the query tokens that scores and fits look at."""
+
+    packed: Packed
+    hidden_ST: Tensor
+    answer_F: Tensor
+    fitted_R: Tensor
+
+    @property
+    def hidden_FT(self) -> Tensor:
+        return self.hidden_ST[self.packed.row_F]
+
+    @property
+    def answers_W(self) -> Tensor:
+        """Flat places whose next token is part of an answer."""
+        return self.answer_F.nonzero().flatten()
+
+
+def reference(
+    backbone: CausalLM,
+    rendered: Rendered,
+    shots: Shots,
+    template: Template,
+    *,
+    queries: str,
+    most: int,
+    rows: int,
+    generator: torch.Generator,
+) -> Reference:
+    """queries: "auto", "shots", "repeat" or a file. most: reference rows at most; rows: fitted queries at
+    most per key/value head, every answer position before any other. Raises DataError for a bad file."""
+    t = len(rendered.ids)
+    if queries == "auto":
+        queries = "repeat" if shots.kind == "plain" else "shots"
+    if queries == "shots":
+        chosen = torch.randperm(len(shots.items), generator=generator)[:most].sort().values.tolist()
+        spans = [rendered.spans[s] for s in chosen]
+        ids = [rendered.ids[span.start : span.end] for span in spans]
+        hidden_ST = hidden_tokens(shots.items, rendered)[chosen]
+        # running text has no answer of its own: all of it is to be predicted
+        answer = [(max(span.answer - span.start - 1, 0), span.end - span.start - 1) for span in spans]
+    else:
+        ids = _repeated(backbone, rendered) if queries == "repeat" else _given(backbone, template, queries, most)
+        hidden_ST = torch.zeros(len(ids), t, dtype=torch.bool)
+        answer = [(len(row) - 1, len(row)) for row in ids]
+    packed = Packed.rows(ids, t)
+    answer_F = torch.zeros(len(packed.ids_F), dtype=torch.bool)
+    for start, (first, last) in zip(_starts(ids), answer, strict=True):
+        answer_F[start + first : start + last] = True
+    groups = backbone.dims.heads // backbone.dims.kv_heads
+    return Reference(packed, hidden_ST, answer_F, _sample(answer_F, max(1, rows // groups), generator))
+
+
+def _sample(answer_F: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    answers, other = answer_F.nonzero().flatten(), (~answer_F).nonzero().flatten()
+    answers = answers[torch.randperm(len(answers), generator=generator)]
+    other = other[torch.randperm(len(other), generator=generator)]
+    return torch.cat([answers, other])[:most].sort().values
+
+
+def _starts(rows: Sequence[Sequence[int]]) -> list[int]:
+    starts = [0]
+    for row in rows:
+        starts.append(starts[-1] + len(row))
+    return starts[:-1]
+
+
+def _repeated(backbone: CausalLM, rendered: Rendered) -> list[list[int]]:
+    """The prompt again in pieces, each after the words that ask for it."""
+    ask = backbone.tokenizer.encode(REPEAT, add_special_tokens=False)
+    text = rendered.ids[rendered.head :]
+    return [[*ask, *text[at : at + PIECE]] for at in range(0, len(text), PIECE)]
+
+
+def _given(backbone: CausalLM, template: Template, path: str, most: int) -> list[list[int]]:
+    return [query_ids(template, backbone.tokenizer, query.input) for query in read_queries(path)[:most]]

@@ -1,0 +1,130 @@
+"""A short distillation on top of the closed form: the memory learns to say what the whole prompt says.
+
+Only the memory moves (float32 copies of keys, values and biases); the model's weights get no gradient.
+Context distillation on the leave-one-out shots, after Cartridges (2025) and prompt distillation.
+
+Shape suffixes: B rows, F tokens laid flat, W answer positions, V vocabulary, X tokens of a layer.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...engine.attend import Read
+from ...engine.backbone import CausalLM, Packed, hides
+from ...engine.memory import LayerKV, Layers
+from .reference import Reference
+
+RATE = 2e-3
+BATCH = 16
+HELD = 0.2
+CHECK = 10
+PATIENCE = 3
+
+
+@dataclass
+class Refined:
+    memory: Layers
+    steps: int
+    kl_before: float
+    kl_after: float
+
+
+def refine(
+    backbone: CausalLM,
+    memory: Layers,
+    chosen: list[list[Tensor]],
+    full: Layers,
+    reference: Reference,
+    steps: int,
+    seed: int,
+) -> Refined:
+    """At most `steps` AdamW steps; the best memory on held-out rows wins, the untouched one included."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(reference.packed.lengths), generator=generator).tolist()
+    cut = max(1, int(HELD * len(order)))
+    held, trained = Part.of(reference, order[:cut]), order[cut:]
+    parts = {row: Part.of(reference, [row]) for row in trained}
+    with torch.no_grad():
+        wanted = {row: _says(backbone, full, full, None, part) for row, part in parts.items()}
+        wanted_held = _says(backbone, full, full, None, held)
+    moving = Layers(tuple(_master(kv) for kv in memory.layers), memory.next_position)
+    leaves = [x for kv in moving.layers for x in (kv.k_XD, kv.v_XD, kv.bias_X) if x is not None]
+    optimiser = torch.optim.AdamW(leaves, lr=RATE, weight_decay=0.0)
+
+    def on_held() -> float:
+        with torch.no_grad():
+            return float(_divergence(wanted_held, _says(backbone, moving, full, chosen, held)))
+
+    found = Refined(memory, 0, before := on_held(), before)
+    since = 0
+    for step in range(1, steps + 1):
+        picked = torch.randperm(len(trained), generator=generator)[:BATCH].tolist()
+        rows = [trained[i] for i in picked]
+        optimiser.param_groups[0]["lr"] = RATE * min(1.0, 2 * (steps - step + 1) / steps)
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            said = _says(backbone, moving, full, chosen, Part.of(reference, rows))
+            _divergence(torch.cat([wanted[row] for row in rows]), said).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        if step % CHECK and step != steps:
+            continue
+        now = on_held()
+        if now < found.kl_after:
+            found, since = Refined(_stored(moving, memory.layers[0].k_XD.dtype), step, before, now), 0
+        else:
+            since += 1
+        if since == PATIENCE:
+            break
+    return found
+
+
+def _divergence(wanted_WV: Tensor, said_WV: Tensor) -> Tensor:
+    wanted, said = wanted_WV.log_softmax(-1), said_WV.log_softmax(-1)
+    return (wanted.exp() * (wanted - said)).sum(-1).mean()
+
+
+def _says(
+    backbone: CausalLM, read: Layers, full: Layers, chosen: list[list[Tensor]] | None, part: "Part"
+) -> Tensor:
+    """Logits [W,V] at the answers of some reference rows, each row's own copy hidden."""
+    hidden = hides(part.hidden_FT.to(backbone.device), full, chosen)
+    packing, position_BT = part.packed.packing(backbone.device), part.packed.position_F[None].to(backbone.device)
+    return backbone.run_with(part.packed, Read(read.layers, packing, position_BT, hidden), part.answers_W)
+
+
+@dataclass
+class Part:
+    """Some rows of a reference alone."""
+
+    packed: Packed
+    answers_W: Tensor
+    hidden_FT: Tensor
+
+    @classmethod
+    def of(cls, reference: Reference, rows: list[int]) -> "Part":
+        whole = reference.packed
+        start_B = torch.tensor(whole.lengths).cumsum(0) - torch.tensor(whole.lengths)
+        index_F = torch.cat([torch.arange(whole.lengths[r]) + start_B[r] for r in rows])
+        packed = Packed(whole.ids_F[index_F], whole.position_F[index_F], tuple(whole.lengths[r] for r in rows))
+        return cls(packed, reference.answer_F[index_F].nonzero().flatten(), reference.hidden_ST[rows][packed.row_F])
+
+
+def _master(kv: LayerKV) -> LayerKV:
+    grown = [x.float().clone().requires_grad_() for x in (kv.k_XD, kv.v_XD)]
+    bias = None if kv.bias_X is None else kv.bias_X.clone().requires_grad_()
+    return replace(kv, k_XD=grown[0], v_XD=grown[1], bias_X=bias)
+
+
+def _stored(memory: Layers, dtype: torch.dtype) -> Layers:
+    layers = tuple(
+        replace(
+            kv,
+            k_XD=kv.k_XD.detach().to(dtype),
+            v_XD=kv.v_XD.detach().to(dtype),
+            bias_X=None if kv.bias_X is None else kv.bias_X.detach().clone(),
+        )
+        for kv in memory.layers
+    )
+    return Layers(layers, memory.next_position)

@@ -1,0 +1,59 @@
+"""The one new layer of MemCom: memory tokens attend to the source's hidden states of the same depth.
+
+    CrossAttn_l(LN U_l, LN S_l, LN S_l)
+
+The output projection starts at zero, so that training starts from "memory ignored".
+
+Shape suffixes: B rows, M memory tokens, T source tokens, E model width, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+THETA = 10_000.0
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from U_l [B,M,E] to S_l [B,T,E]; with positions, queries and keys are rotated."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.memory_norm, self.source_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
+        nn.init.zeros_(self.out.weight)
+
+    def forward(
+        self,
+        u_BME: Tensor,
+        s_BTE: Tensor,
+        seen_BT: Tensor | None = None,
+        place_BM: Tensor | None = None,
+        place_BT: Tensor | None = None,
+    ) -> Tensor:
+        """What is added to U_l, [B,M,E]. seen_BT: False at padding."""
+        source_BTE = self.source_norm(s_BTE.to(self.key.weight.dtype))
+        memory_BME = self.memory_norm(u_BME.to(self.key.weight.dtype))
+        q, k, v = self._cut(self.query(memory_BME)), self._cut(self.key(source_BTE)), self._cut(self.value(source_BTE))
+        if place_BM is not None and place_BT is not None:
+            q, k = rotate(q, place_BM), rotate(k, place_BT)
+        mask = None if seen_BT is None else seen_BT[:, None, None, :]
+        out_BHMD = scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        added: Tensor = self.out(out_BHMD.transpose(1, 2).flatten(2)).to(u_BME.dtype)
+        return added
+
+    def _cut(self, x_BTE: Tensor) -> Tensor:
+        return x_BTE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def rotate(x_BHTD: Tensor, place_BT: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021); places may be fractions. An odd last channel is left as it is."""
+    half = x_BHTD.shape[-1] // 2
+    rate = THETA ** -(torch.arange(half, device=x_BHTD.device, dtype=torch.float32) / half)
+    angle_B1TD = (place_BT.float()[..., None] * rate)[:, None]
+    cos, sin = angle_B1TD.cos().to(x_BHTD.dtype), angle_B1TD.sin().to(x_BHTD.dtype)
+    a, b, rest = x_BHTD[..., :half], x_BHTD[..., half : 2 * half], x_BHTD[..., 2 * half :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
