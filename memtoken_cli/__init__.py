@@ -1,3 +1,45 @@
-"""memtok: memory tokens for language models."""
+"""memtok: memory tokens for frozen language models. `compress` and `load` are the Python front door.
+
+Importing this package imports nothing heavy; torch comes with the first call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from .api import PromptMemory
+    from .engine.backbone import CausalLM
 
 __version__ = "0.1.0"
+__all__ = ["compress", "load"]
+
+
+def compress(
+    shots: str | Path | Iterable[Mapping[str, str]],
+    *,
+    model: str | CausalLM = "smollm2-135m",
+    ratio: float | None = None,
+    slots: int | None = None,
+    method: str | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> PromptMemory:
+    """Write shots into a memory: what `memtok compress` does, without the file.
+
+    shots: a file, or records such as {"input": ..., "output": ...}. options: the method's KEY=VALUE pairs.
+    Raises UsageError or DataError as the command exits 2 or 3.
+    """
+    from . import api
+
+    return api.compress(shots, model, ratio, slots, method, seed, dict(options or {}))
+
+
+def load(path: str | Path, *, model: str | CausalLM | None = None) -> PromptMemory:
+    """Open a memory artifact. Raises DataError where the file is damaged, UsageError for another model's memory."""
+    from . import api
+
+    return api.load(path, model)

@@ -1,4 +1,4 @@
-"""Run something in a forked child, with a fault at its K-th write, fsync or rename: no start-up cost a try."""
+"""Run something in a forked child, with a fault at its K-th write, fsync or rename: no start-up cost."""
 
 import os
 import traceback

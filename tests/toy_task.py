@@ -13,7 +13,7 @@ from memtoken_cli.engine.task import At, Loss, Phase
 
 
 class ToyTask:
-    """Fit a small network to noisy sums. `batch_size` samples of 1-3 items; a stage advances as the loss falls."""
+    """Fit a small network to sums: `batch_size` samples of 1 to stage + 1 items; stages grow with steps."""
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class ToyTask:
         self.steps, self.batch_size, self.dtype = steps, batch_size, dtype
         self.stage, self.average = 1, torch.zeros(4)
         self.seen: list[tuple[int, str]] = []
+        self.phase, self.free = "", set[tuple[str, ...]]()
 
     def phases(self) -> list[Phase]:
         named = dict(self.net.named_parameters())
@@ -37,10 +38,12 @@ class ToyTask:
         ]
 
     def batch(self, at: At, generator: torch.Generator) -> list[Tensor]:
+        self.phase = at.phase
         lengths = torch.randint(1, self.stage + 2, (self.batch_size,), generator=generator).tolist()
         return [torch.randn(n, 4, generator=generator) for n in lengths]
 
     def loss(self, part: Sequence[Tensor]) -> Loss:
+        self.free.add((self.phase, *sorted(n for n, p in self.net.named_parameters() if p.requires_grad)))
         x_T4 = torch.cat(list(part)).to(self.dtype)
         error = (self.net(x_T4)[:, 0] - x_T4.sum(-1)).float() ** 2
         close = float((error.detach() < 1).sum())

@@ -1,8 +1,8 @@
 """A seeded stream of in-context classification tasks: nothing in it can be known without reading the shots.
 
-Every task draws anew which content words belong to which class and what the classes are called. A shot is a
-few words, some of its class and some fillers that mean nothing, then a label: with few shots most of a query's
-words were never seen. `draw` gives token ids for training; `task` gives the same tasks as text, for tokenizers.
+Every task draws anew which content words belong to which class and what the classes are called. A shot is
+a few words, some of its class and some fillers that mean nothing, then a label: with few shots most of a
+query's words were never seen. `draw` gives token ids for training; `task` gives the same tasks as text.
 
 Shape suffixes: B tasks, S shots, W words of a shot, C classes, P words of a class, T tokens.
 """
@@ -18,33 +18,33 @@ from torch import Tensor
 from memtoken_cli.data.shots import Query, Shot, Shots
 from memtoken_cli.io.errors import UsageError
 
-TEMPLATE = "{input} : {output} ; "
-SPECIAL = ("<pad>", "<unk>", "</s>", ":", ";")
-COLON, SEMICOLON = SPECIAL.index(":"), SPECIAL.index(";")
+TEMPLATE = "{input} {output}\n"
+SPECIAL = ("<pad>", "<unk>", "</s>")
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Token ids [B,T] of whole shots, T = S times `Stream.shot_tokens`; label_BS: each shot's label token;
-    labels_BC: the label tokens of the task's classes."""
+    """Token ids [B,T] of whole shots, T = S times `Stream.shot_tokens`, and each shot's label token."""
 
     ids_BT: Tensor
     label_BS: Tensor
-    labels_BC: Tensor
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A family of tasks. classes, pool: classes of a task and content words of each; content, filler: words of
-    a shot of either kind; words, fillers, labels: how many the vocabulary has. Raises UsageError."""
+    """A family of tasks. Raises UsageError where the vocabulary has no room for one.
 
-    classes: int = 8
-    pool: int = 6
-    content: int = 2
+    classes, pool: classes of a task, and content words of each. content, filler: words of a shot of either
+    kind. words, fillers, labels: how many the vocabulary has.
+    """
+
+    classes: int = 4
+    pool: int = 4
+    content: int = 1
     filler: int = 3
-    words: int = 96
-    fillers: int = 16
-    labels: int = 16
+    words: int = 16
+    fillers: int = 8
+    labels: int = 4
 
     def __post_init__(self) -> None:
         if self.classes * self.pool > self.words:
@@ -57,7 +57,7 @@ class Stream:
     @cached_property
     def vocabulary(self) -> tuple[str, ...]:
         """Every token by its id."""
-        parts = (("label", self.labels), ("the", self.fillers), ("word", self.words))
+        parts = (("label", self.labels), ("filler", self.fillers), ("word", self.words))
         return (*SPECIAL, *(f"{kind}{i}" for kind, count in parts for i in range(count)))
 
     @property
@@ -67,37 +67,39 @@ class Stream:
 
     @property
     def shot_tokens(self) -> int:
-        return self.width + 3
+        return self.width + 1
 
     def draw(self, rows: int, shots: int, generator: torch.Generator) -> Tasks:
-        """`rows` tasks of `shots` shots; classes come in turn, each turn in an order of its own."""
+        """`rows` tasks of `shots` shots. Classes are drawn independently: were they balanced, the label
+        that is still due would give itself away."""
         C, P, g = self.classes, self.pool, generator
         first_filler = len(SPECIAL) + self.labels
         first_word = first_filler + self.fillers
-        word_BCP = torch.rand(rows, self.words, generator=g).argsort(1)[:, : C * P].view(rows, C, P) + first_word
-        labels_BC = torch.rand(rows, self.labels, generator=g).argsort(1)[:, :C] + len(SPECIAL)
-        turns = torch.rand(rows, -(-shots // C), C, generator=g).argsort(2)
-        class_BS = turns.flatten(1)[:, :shots]
+        order_BX = torch.rand(rows, self.words, generator=g).argsort(1)[:, : C * P]
+        word_BCP = order_BX.view(rows, C, P) + first_word
+        label_BC = torch.rand(rows, self.labels, generator=g).argsort(1)[:, :C] + len(SPECIAL)
+        class_BS = torch.randint(C, (rows, shots), generator=g)
         pick_BSW = torch.rand(rows, shots, P, generator=g).argsort(2)[..., : self.content]
-        row_B11 = torch.arange(rows)[:, None, None]
-        content_BSW = word_BCP[row_B11, class_BS[:, :, None], pick_BSW]
+        content_BSW = word_BCP[torch.arange(rows)[:, None, None], class_BS[:, :, None], pick_BSW]
         filler_BSW = torch.randint(self.fillers, (rows, shots, self.filler), generator=g) + first_filler
         words_BSW = torch.cat([content_BSW, filler_BSW], 2)
-        order_BSW = torch.rand(words_BSW.shape, generator=g).argsort(2)
-        label_BS = labels_BC.gather(1, class_BS)
-        marks = words_BSW.new_tensor([COLON, SEMICOLON]).expand(rows, shots, 2)
-        shot = [words_BSW.gather(2, order_BSW), marks[..., :1], label_BS[..., None], marks[..., 1:]]
-        return Tasks(torch.cat(shot, 2).flatten(1), label_BS, labels_BC)
+        words_BSW = words_BSW.gather(2, torch.rand(words_BSW.shape, generator=g).argsort(2))
+        label_BS = label_BC.gather(1, class_BS)
+        return Tasks(torch.cat([words_BSW, label_BS[..., None]], 2).flatten(1), label_BS)
 
-    def task(self, shots: int, queries: int, generator: torch.Generator) -> tuple[Shots, list[Query]]:
-        """One task as text: what `draw(1, shots + queries, ...)` gives, the last `queries` of it to be asked."""
-        drawn = self.draw(1, shots + queries, generator)
-        text = self.text(drawn.ids_BT[0].view(-1, self.shot_tokens))
-        items = [Shot(line, label, i + 1) for i, (line, label) in enumerate(text)]
-        asked = [Query(s.input, s.output, s.line) for s in items[shots:]]
+    def task(self, shots: int, queries: int, generator: torch.Generator) -> tuple[Shots, tuple[Query, ...]]:
+        """One task as text: what `draw` gives for one row of shots + queries, the last ones to be asked.
+
+        Queries whose label no shot has are left out.
+        """
+        lines = self.text(self.draw(1, shots + queries, generator).ids_BT[0])
+        items = [Shot(text, label, i + 1) for i, (text, label) in enumerate(lines)]
+        known = {shot.output for shot in items[:shots]}
+        asked = tuple(Query(s.input, s.output, s.line) for s in items[shots:] if s.output in known)
         return Shots(items[:shots], "pairs", "<stream>", ""), asked
 
-    def text(self, ids_SW: Tensor) -> list[tuple[str, str]]:
+    def text(self, ids_T: Tensor) -> list[tuple[str, str]]:
         """(input, label) of each shot."""
-        words = [[self.vocabulary[i] for i in row] for row in ids_SW.tolist()]
-        return [(" ".join(row[: self.width]), row[self.width + 1]) for row in words]
+        rows = ids_T.view(-1, self.shot_tokens).tolist()
+        words = [[self.vocabulary[i] for i in row] for row in rows]
+        return [(" ".join(row[:-1]), row[-1]) for row in words]

@@ -21,25 +21,49 @@ SLOTS = {
 }
 
 TEMPLATES = {
-    "weather": ("will it rain in {city} {day}", "how cold is it in {city} {day}", "do I need the {thing} {day}"),
+    "weather": (
+        "will it rain in {city} {day}",
+        "how cold is it in {city} {day}",
+        "do I need the {thing} {day}",
+    ),
     "alarm": ("wake me up {time}", "set an alarm {time} {day}", "make sure I am awake {time}"),
     "call": ("ring {person}", "give {person} a call {time}", "phone {person} {day}"),
-    "message": ("text {person} that I am late", "write {person} a short message", "tell {person} I will be back {time}"),
+    "message": (
+        "text {person} that I am late",
+        "write {person} a short message",
+        "tell {person} I will be back {time}",
+    ),
     "recipe": ("how do I make {dish}", "teach me to cook {dish}", "what goes into {dish}"),
     "music": ("play {song}", "put on {song} in the {room}", "I want to hear {song}"),
     "flight": ("book a flight to {city}", "I need to fly to {city} {day}", "find a plane ticket for {city}"),
-    "hotel": ("find a room for the night in {city}", "reserve a hotel in {city} {day}", "where can I sleep in {city}"),
+    "hotel": (
+        "find a room for the night in {city}",
+        "reserve a hotel in {city} {day}",
+        "where can I sleep in {city}",
+    ),
     "transfer": ("send {amount} to {person}", "pay {person} {amount}", "move {amount} to savings"),
     "balance": ("how much money is left", "do I have {amount} in the account", "show my balance {day}"),
     "lights": ("switch on the light in the {room}", "dim the {room}", "it is too dark in the {room}"),
     "heating": ("make the {room} warmer", "turn the heating down in the {room}", "the {room} is freezing"),
     "lost": ("where did I leave my {thing}", "I cannot find the {thing}", "help me look for my {thing}"),
-    "shopping": ("add a {thing} to the shopping list", "we are out of milk for {dish}", "buy what {dish} needs"),
-    "calendar": ("what is planned {day}", "put lunch with {person} in the calendar", "am I free {day} {time}"),
+    "shopping": (
+        "add a {thing} to the shopping list",
+        "we are out of milk for {dish}",
+        "buy what {dish} needs",
+    ),
+    "calendar": (
+        "what is planned {day}",
+        "put lunch with {person} in the calendar",
+        "am I free {day} {time}",
+    ),
     "reminder": ("remind me to take the {thing}", "do not let me forget {person} {day}", "nudge me {time}"),
     "news": ("what is new about {topic}", "read me the headlines on {topic}", "any news of {topic} {day}"),
     "directions": ("how do I get to {city}", "the fastest way to {city}", "how far is {city} from here"),
-    "translate": ("how do they say good morning in {city}", "translate thank you for {person}", "say {dish} in French"),
+    "translate": (
+        "how do they say good morning in {city}",
+        "translate thank you for {person}",
+        "say {dish} in French",
+    ),
     "joke": ("make me laugh", "tell {person} a joke about {topic}", "something funny about {topic}"),
 }
 CLASSES = tuple(TEMPLATES)
@@ -52,9 +76,10 @@ def sentence(label: str, rng: random.Random) -> str:
     return template.format(**{name: rng.choice(SLOTS[name]) for name in fields})
 
 
-def intents(shots: int, queries: int, seed: int = 0, classes: int = len(CLASSES)) -> tuple[Shots, list[Query]]:
-    """`shots` examples with the labels in turn, and `queries` to ask; none of them the same sentence twice in a
-    row of its class by design, but the slots do repeat. `classes`: the first so many of CLASSES."""
+def intents(
+    shots: int, queries: int, seed: int = 0, classes: int = len(CLASSES)
+) -> tuple[Shots, list[Query]]:
+    """`shots` examples and `queries` to ask, the labels of both in turn: the first `classes` of CLASSES."""
     rng = random.Random(seed)
     names = CLASSES[:classes]
 

@@ -6,8 +6,9 @@ A shot is one example of a many-shot prompt. How shots become text and tokens is
 from __future__ import annotations
 
 import hashlib
+import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -50,6 +51,7 @@ __all__ = [
     "read_queries",
     "read_shots",
     "render",
+    "shots_of",
 ]
 
 Kind = Literal["pairs", "text", "messages", "plain"]
@@ -123,6 +125,15 @@ def read_shots(path: str | Path) -> Shots:
         hint = "at least 2 shots; plain text is split on blank lines"
         raise DataError("only 1 shot", hint=hint, where=f"{name}:{items[0].line}")
     return Shots(items, kind, name, digest.hexdigest())
+
+
+def shots_of(records: Iterable[Mapping[str, Any]], source: str = "<records>") -> Shots:
+    """`read_shots` of records at hand; a record's place in the sequence is its line."""
+    raw = [(n, json.dumps(dict(r), ensure_ascii=False, sort_keys=True).encode()) for n, r in enumerate(records, 1)]
+    if len(raw) < 2:
+        raise DataError(f"{len(raw)} shots are too few", hint="at least 2 shots", where=source)
+    items, kind = _records(raw, source)
+    return Shots(items, kind, source, hashlib.sha256(b"".join(line + b"\n" for _, line in raw)).hexdigest())
 
 
 def iter_queries(path: str | Path, on_error: Callable[[DataError], None] | None = None) -> Iterator[Query]:

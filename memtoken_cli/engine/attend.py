@@ -93,7 +93,8 @@ class Site:
     def place(self, out_HFD: Tensor) -> Tensor:
         """Flat outputs where the model expects them: [B,T,H,D]."""
         B, _, T, _ = self.q_BHTD.shape
-        return out_HFD.unflatten(1, (B, T)).permute(1, 2, 0, 3)
+        out_HBTD: Tensor = out_HFD.unflatten(1, (B, T))
+        return out_HBTD.permute(1, 2, 0, 3)
 
     def capped(self, logits: Tensor) -> Tensor:
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
@@ -109,7 +110,7 @@ class Site:
         logits = self.capped((q_GFD.float() * self.scaling) @ k_MD.float().T)
         if bias_M is not None:
             logits = logits + bias_M
-        return logits if hidden_FM is None else logits.masked_fill(hidden_FM, float("-inf"))
+        return logits if hidden_FM is None else logits.masked_fill_(hidden_FM, float("-inf"))
 
     def own_logits(self) -> Tensor:
         """float32 [H,F,U]: what each query thinks of its own row (packed: U padded places)."""
@@ -141,7 +142,7 @@ class Site:
             w_BTHU = w_BTHU.index_put((self.packing.rows_F, self.packing.cols_F), weight_HFU.transpose(0, 1))
             w_BHTU = w_BTHU.transpose(1, 2)
         N, U, D = v.shape[1:]
-        out = (w_BHTU.to(v.dtype).reshape(B, N, -1, U) @ v).view(B, H, T, D)
+        out: Tensor = (w_BHTU.to(v.dtype).reshape(B, N, -1, U) @ v).view(B, H, T, D)
         if self.packing is not None:
             return out[self.packing.rows_F, :, self.packing.cols_F].transpose(0, 1)
         return out.transpose(0, 1).flatten(1, 2)
@@ -289,7 +290,8 @@ def _mask(*args: Any, **named: Any) -> Tensor | None:
     reader = _active.get()
     if reader is not None and reader.packing is not None:
         return None
-    return sdpa_mask(*args, **(named | {"allow_is_causal_skip": False}))
+    mask: Tensor | None = sdpa_mask(*args, **(named | {"allow_is_causal_skip": False}))
+    return mask
 
 
 AttentionInterface.register(NAME, _attention)

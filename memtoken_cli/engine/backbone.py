@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..io.errors import DataError
+from ..io.errors import DataError, UsageError
 from .attend import Hidden, Packing, Read, Reader, Site, reading
 from .memory import LayerKV, Layers
 
@@ -109,11 +109,13 @@ class CausalLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.dtype
+        dtype: torch.dtype = self.model.dtype
+        return dtype
 
     @cached_property
     def layers(self) -> nn.ModuleList:
@@ -211,6 +213,33 @@ class CausalLM:
             layers.append(LayerKV(k_ND.flatten(0, 1), v_ND.flatten(0, 1), (kept,) * N, pos_X=pos))
         return Layers(tuple(layers), T)
 
+    def to_cache(self, memory: Layers) -> DynamicCache:
+        """The memory as an ordinary cache of one row, for stock transformers.
+
+        Feed the query with `position_ids` from memory.next_position on and an attention mask as long as
+        the cache and the query; beams need the cache repeated. Raises UsageError where heads or layers hold
+        unequal numbers or a bias, or where a sliding window's layer has gaps: a cache knows no positions."""
+        sizes: dict[int | None, set[int]] = {}
+        for kv, window in zip(memory.layers, self.dims.windows, strict=True):
+            sizes.setdefault(window, set()).update(kv.sizes)
+        if any(len(s) > 1 for s in sizes.values()) or any(kv.bias_X is not None for kv in memory.layers):
+            raise UsageError(
+                "an ordinary cache holds as many tokens in every head, and no bias",
+                hint="compress with budget=uniform bias=none",
+            )
+        for kv, window in zip(memory.layers, self.dims.windows, strict=True):
+            newest = torch.arange(memory.next_position - kv.sizes[0], memory.next_position).repeat(len(kv.sizes))
+            if window is not None and kv.pos_X is not None and not torch.equal(kv.pos_X.cpu(), newest.int()):
+                raise UsageError(
+                    f"an ordinary cache cannot tell which tokens a sliding window of {window} has passed",
+                    hint=f"keep {window - 1} tokens or more a head, or read it inside memory.attached(model)",
+                )
+        cache = DynamicCache(config=self.model.config)
+        for layer, kv in enumerate(memory.layers):
+            k, v = (x.to(self.device, self.dtype).view(1, len(kv.sizes), -1, x.shape[1]) for x in (kv.k_XD, kv.v_XD))
+            cache.update(k, v, layer)
+        return cache
+
     def run(
         self,
         packed: Packed,
@@ -259,7 +288,7 @@ class CausalLM:
                 hook.remove()
             eye = torch.eye(H * D, device=self.device, dtype=self.dtype)
             zero = torch.zeros(1, H * D, device=self.device, dtype=self.dtype)
-            w_HDE = (found[0](eye) - found[0](zero)).float().view(H, D, -1)
+            w_HDE: Tensor = (found[0](eye) - found[0](zero)).float().view(H, D, -1)
             return w_HDE @ w_HDE.transpose(1, 2)
 
         return finish
@@ -280,7 +309,7 @@ class CausalLM:
             if position is None:
                 cache, mask = named.get("cache"), named.get("attention_mask")
                 source = named.get("input_ids") if named.get("input_ids") is not None else named.get("inputs_embeds")
-                ids = args[0] if args else source
+                ids = cast(Tensor, args[0] if args else source)
                 past = 0 if cache is None else cache.get_seq_length()
                 if mask is not None and mask.dim() == 2:
                     position = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]

@@ -1,4 +1,4 @@
-"""Several processes as one: what `torchrun` started, gradient sums, and sharding. With one process it is free.
+"""Several processes as one: what `torchrun` started, gradient sums, sharding. With one process it is free.
 
 Gradients travel as sums with a global denominator, so that W ranks equal one. The sum of a batch is a
 balanced binary tree over its parts, of which two ranks compute the two halves: their result has the same bits

@@ -208,7 +208,7 @@ class _Loop:
             self._reseed("part", at.step, i)
             loss = self.task.loss(batch[cuts[i]])
             if loss.total.requires_grad:
-                loss.total.backward()  # type: ignore[no-untyped-call]
+                loss.total.backward()
             found = {name: p.grad for name, p in phase.parameters.items()}
             wide = {name: g.to(self.masters[name].dtype) for name, g in found.items() if g is not None}
             return _Part(wide, {"loss": (float(loss.total.detach()), float(loss.count)), **loss.metrics})

@@ -1,4 +1,5 @@
-"""New small backbones: a Hugging Face model with random weights over a given vocabulary, and its first training.
+"""New small backbones: a Hugging Face model with random weights over a given vocabulary, and its first
+training.
 
 For tasks that need no pretrained model. What comes out is a plain model directory that `models.load`, or any
 other program, reads. What it is trained on is the caller's.
@@ -31,6 +32,7 @@ from transformers import (
 )
 
 from memtoken_cli.engine import seeds
+from memtoken_cli.engine.adam import Decay
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.task import At, Loss, Phase
 from memtoken_cli.io import atomic
@@ -58,6 +60,25 @@ class Size(Protocol):
     def vocab(self) -> int | None: ...
     @property
     def context(self) -> int: ...
+
+
+class Schedule(Protocol):
+    """What a recipe's `model.pretrain` says; see `recipe.sections.TrainSection`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def decay(self) -> Decay: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def clip(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
 
 
 def new_backbone(size: Size, vocabulary: Sequence[str], seed: int, name: str = "new") -> CausalLM:
@@ -89,15 +110,19 @@ def _model(size: Size, rows: int, pad: int, end: int, seed: int) -> PreTrainedMo
     ids: dict[str, Any] = {"vocab_size": rows, "pad_token_id": pad, "bos_token_id": None, "eos_token_id": end}
     # the families' 0.02 is made for widths of a thousand and more: here attention would start out flat
     spread = {"initializer_range": size.width**-0.5}
-    common: dict[str, Any] = ids | spread | {
-        "hidden_size": size.width,
-        "intermediate_size": size.ffn or 4 * size.width,
-        "num_hidden_layers": size.layers,
-        "num_attention_heads": size.heads,
-        "num_key_value_heads": size.kv_heads or size.heads,
-        "max_position_embeddings": size.context,
-        "tie_word_embeddings": True,
-    }
+    common: dict[str, Any] = (
+        ids
+        | spread
+        | {
+            "hidden_size": size.width,
+            "intermediate_size": size.ffn or 4 * size.width,
+            "num_hidden_layers": size.layers,
+            "num_attention_heads": size.heads,
+            "num_key_value_heads": size.kv_heads or size.heads,
+            "max_position_embeddings": size.context,
+            "tie_word_embeddings": True,
+        }
+    )
     head = size.width // size.heads
     with torch.random.fork_rng():
         torch.manual_seed(seeds.derive(seed, "new model"))
@@ -140,26 +165,42 @@ class Lesson:
         return Lesson(self.ids_BT[rows], self.column_W, self.target_BW[rows])
 
 
+Lessons = Callable[[At, torch.Generator], Lesson]
+
+
 @dataclass
 class Pretraining:
     """The `Task` of a backbone's first training: every parameter, cross-entropy at the wanted columns."""
 
     backbone: CausalLM
-    lessons: Callable[[At, torch.Generator], Lesson]
+    lessons: Lessons
     phase: Phase
 
     @classmethod
-    def of(
-        cls, backbone: CausalLM, lessons: Callable[[At, torch.Generator], Lesson], steps: int, lr: float, warmup: int
-    ) -> Pretraining:
-        backbone.model.requires_grad_(True)
+    def of(cls, backbone: CausalLM, lessons: Lessons, said: Schedule) -> Pretraining:
+        """All of the backbone's parameters, as a recipe's `pretrain` says."""
         parameters = dict(backbone.model.named_parameters())
-        return cls(backbone, lessons, Phase("pretrain", steps, lr, parameters, warmup, betas=(0.9, 0.98)))
+        warmup = round(said.warmup * said.steps)
+        return cls(
+            backbone,
+            lessons,
+            Phase(
+                "pretrain",
+                said.steps,
+                said.lr,
+                parameters,
+                warmup,
+                said.decay,
+                said.weight_decay,
+                said.clip or None,
+                said.betas,
+            ),
+        )
 
     def phases(self) -> Sequence[Phase]:
         return [self.phase]
 
-    def batch(self, at: At, generator: torch.Generator) -> Lesson:
+    def batch(self, at: At, generator: torch.Generator) -> Any:
         return self.lessons(at, generator)
 
     def loss(self, part: Lesson) -> Loss:

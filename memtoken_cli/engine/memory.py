@@ -37,6 +37,8 @@ class LayerKV:
     def __post_init__(self) -> None:
         if self.k_XD.shape[0] != sum(self.sizes) or self.v_XD.shape[0] != self.k_XD.shape[0]:
             raise DataError(f"a layer's head sizes add up to {sum(self.sizes)}, its keys to {self.k_XD.shape[0]}")
+        if any(x is not None and x.shape != self.k_XD.shape[:1] for x in (self.bias_X, self.pos_X)):
+            raise DataError("a layer's biases or positions are not as many as its keys")
 
     @property
     def uniform(self) -> bool:
@@ -58,13 +60,18 @@ class LayerKV:
         """The tokens `chosen` ([M] indices within each head), values and bias untouched."""
         starts = [sum(self.sizes[:n]) for n in range(len(self.sizes))]
         flat = torch.cat([index + start for index, start in zip(chosen, starts, strict=True)])
-        pick = lambda x: None if x is None else x[flat]  # noqa: E731
+
+        def pick(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[flat]
+
         return LayerKV(
             self.k_XD[flat], self.v_XD[flat], tuple(len(c) for c in chosen), pick(self.bias_X), pick(self.pos_X)
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "LayerKV":
-        move = lambda x: None if x is None else x.to(device)  # noqa: E731
+        def move(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
         return LayerKV(
             self.k_XD.to(device, dtype), self.v_XD.to(device, dtype), self.sizes, move(self.bias_X), move(self.pos_X)
         )
@@ -154,7 +161,8 @@ def join(memories: Sequence[Layers]) -> Layers:
     Raises DataError where the layers or heads differ.
     """
     first = memories[0]
-    if any(len(m.layers) != len(first.layers) for m in memories):
+    shape = [(len(kv.sizes), kv.k_XD.shape[1]) for kv in first.layers]
+    if any([(len(kv.sizes), kv.k_XD.shape[1]) for kv in m.layers] != shape for m in memories):
         raise DataError("memories of different models cannot be joined")
     joined = []
     for parts in zip(*(m.layers for m in memories), strict=True):
@@ -165,7 +173,9 @@ def join(memories: Sequence[Layers]) -> Layers:
             return torch.cat([s[n] for n in heads for s in split])
 
         biased = any(kv.bias_X is not None for kv in parts)
-        placed = all(kv.pos_X is not None for kv in parts)
+        # an empty memory has no positions to know, and must not take the others'
+        pos = [torch.zeros(0, dtype=torch.int32) if not len(kv.k_XD) else kv.pos_X for kv in parts]
+        placed = [x for x in pos if x is not None]
         bias = [torch.zeros(len(kv.k_XD)) if kv.bias_X is None else kv.bias_X for kv in parts]
         joined.append(
             LayerKV(
@@ -173,7 +183,7 @@ def join(memories: Sequence[Layers]) -> Layers:
                 lay([kv.v_XD for kv in parts]),
                 tuple(sum(kv.sizes[n] for kv in parts) for n in heads),
                 lay(bias) if biased else None,
-                lay([kv.pos_X for kv in parts if kv.pos_X is not None]) if placed else None,
+                lay(placed) if len(placed) == len(parts) and any(map(len, placed)) else None,
             )
         )
     return Layers(tuple(joined), max(m.next_position for m in memories))

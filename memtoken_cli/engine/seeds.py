@@ -50,7 +50,7 @@ def capture() -> dict[str, Tensor]:
         "numpy_gauss": torch.tensor([numpy["gauss"]], dtype=torch.float64),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         states |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
     return states
 
@@ -64,7 +64,7 @@ def restore(states: Mapping[str, Tensor]) -> None:
     legacy = ("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(states["numpy_gauss"]))
     np.random.set_state(legacy)
     torch.set_rng_state(states["torch"])
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():
         for i in range(torch.cuda.device_count()):
             if f"cuda{i}" in states:
                 torch.cuda.set_rng_state(states[f"cuda{i}"], i)

@@ -1,5 +1,5 @@
-"""Unpacking a built-in model, killed at any write, fsync or rename, or with a full disk: the next try has a whole
-model, and nothing half-made is ever taken for one.
+"""Unpacking a built-in model, killed at any write, fsync or rename, or with a full disk: the next try has a
+whole model, and nothing half-made is ever taken for one.
 """
 
 import hashlib
@@ -67,6 +67,8 @@ def test_a_failure_at_every_operation(source, tmp_path, monkeypatch, what):
         assert forked(lambda: unpack(source), what, k) == (-signal.SIGKILL if what == "kill" else FULL), k
         if weights.ready("toy"):
             check(weights.folder("toy"))
+        else:
+            assert not weights.folder("toy").exists(), k
         assert forked(lambda: unpack(source)) == 0, k
         check(weights.folder("toy"))
         left = {p.name for p in weights.cache().iterdir()} - {"toy", ".toy.lock", ".wheels-toy"}

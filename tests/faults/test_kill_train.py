@@ -1,5 +1,5 @@
-"""A run killed at any write, fsync or rename is finished by the same command, with the same bytes; so with a full
-disk. Children are forked from this process, so that hundreds of them take seconds.
+"""A run killed at any write, fsync or rename is finished by the same command, with the same bytes; so
+with a full disk. Children are forked from this process, so that hundreds of them take seconds.
 """
 
 import signal

@@ -52,7 +52,7 @@ def test_two_regular_ones_are_kept_and_a_forced_one_until_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "tail", "gone", "empty"])
 def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, file, damage):
     warnings = []
     with run_dir(tmp_path, RECIPE, warn=warnings.append) as run:
@@ -63,10 +63,9 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, file, damage):
         data = path.read_bytes()
         if damage == "gone":
             path.unlink()
-        elif damage == "flip":
-            path.write_bytes(
-                data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
-            )
+        elif damage in ("flip", "tail"):
+            at = len(data) // 2 if damage == "flip" else len(data) - 3
+            path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
         else:
             path.write_bytes(data[: len(data) // 2 if damage == "cut" else 0])
         found = run.load()
@@ -139,7 +138,7 @@ def test_fresh_removes_what_memtok_made_and_nothing_else(tmp_path):
 
 def test_a_folder_with_foreign_results_is_not_taken_over(tmp_path):
     (tmp_path / "memory.safetensors").write_bytes(b"precious")
-    with pytest.raises(UsageError, match="memory.safetensors"), run_dir(tmp_path, RECIPE):
+    with pytest.raises(UsageError, match=r"memory\.safetensors"), run_dir(tmp_path, RECIPE):
         pass
     assert (tmp_path / "memory.safetensors").read_bytes() == b"precious"
 

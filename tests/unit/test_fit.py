@@ -1,5 +1,6 @@
 """The training loop: it equals a plain loop, resumes to the same bits, and stops when asked."""
 
+import itertools
 import json
 import math
 import os
@@ -13,7 +14,8 @@ from memtoken_cli.engine import seeds
 from memtoken_cli.engine.adam import rate
 from memtoken_cli.engine.checkpoint import run_dir
 from memtoken_cli.engine.fit import Interrupted, Loss, Phase, Terminated, fit
-from memtoken_cli.engine.stream import Bptt, run as stream
+from memtoken_cli.engine.stream import Bptt
+from memtoken_cli.engine.stream import run as stream
 from memtoken_cli.io.errors import UsageError
 
 RECIPE = "method: toy\n"
@@ -91,6 +93,11 @@ def test_phases_freeze_the_rest(tmp_path):
     task, _ = train(tmp_path, ToyTask(steps=(4, 0)))
     changed = {name for name, w in task.weights().items() if not torch.equal(w, before[name])}
     assert changed == {"3.weight", "3.bias"}
+
+
+def test_only_a_phases_own_parameters_get_gradients(tmp_path):
+    task, _ = train(tmp_path)
+    assert task.free == {("head", "3.bias", "3.weight"), ("all", "0.bias", "0.weight", "3.bias", "3.weight")}
 
 
 def test_events_are_means_over_the_interval(tmp_path):
@@ -199,8 +206,10 @@ def test_bfloat16_parameters_move_by_a_float32_master(tmp_path):
                 Phase("all", 200, 1e-4, dict(self.net.named_parameters()), decay="constant", weight_decay=0.0)
             ]
 
-    wide, _ = train(tmp_path / "wide", Tiny(drop=0.0))
-    narrow, _ = train(tmp_path / "narrow", Tiny(dtype=torch.bfloat16, drop=0.0))
+    wide, _ = train(tmp_path / "wide", Tiny(drop=0.0), save_every=200, log_every=200)
+    narrow, _ = train(
+        tmp_path / "narrow", Tiny(dtype=torch.bfloat16, drop=0.0), save_every=200, log_every=200
+    )
     before = ToyTask().weights()["3.weight"]
     moved = (wide.weights()["3.weight"] - before).abs().mean()
     apart = (narrow.weights()["3.weight"].float() - wide.weights()["3.weight"]).abs().mean()
@@ -291,4 +300,4 @@ def test_schedules(decay):
     assert rates[4] == 2.0
     expected = {"constant": 2.0, "linear": 2.0 * (1 - 5 / 6), "cosine": 1 + math.cos(math.pi * 5 / 6)}[decay]
     assert rates[9] == pytest.approx(expected)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[4:]))

@@ -26,11 +26,12 @@ def adaptive(
 
     Scores are compared as roots, divided by the root of the sum of squares over the layer
     (share="layer", so that a large residual scale does not take everything) or over the head
-    (share="head"). cap: no head holds more than cap*m.
+    (share="head"). cap: no head holds more than cap*m, the sink included; where the others have no more
+    tokens to give (a short sliding window), less than the total is kept.
     """
     total = slots * sum(len(s) for s in score_LNT)
-    flat, owner, place = [], [], []
-    for layer, score_NT in enumerate(score_LNT):
+    flat = []
+    for score_NT in score_LNT:
         root_NT = score_NT.clamp(min=0).sqrt()
         over = (0, 1) if share == "layer" else (1,)
         root_NT = root_NT / root_NT.square().sum(over, keepdim=True).sqrt().clamp(min=1e-30)
@@ -41,14 +42,15 @@ def adaptive(
         root_NT[:, 0] = float("inf")
         root_NT[rank < int(FLOOR * slots)] = float("inf")
         if cap is not None:
-            root_NT[(rank >= int(cap * slots)) & (rank >= int(FLOOR * slots))] = -1.0
-            root_NT[:, 0] = float("inf")
+            before_sink = rank < rank[:, :1]
+            rank = rank.where(~before_sink, rank + 1)
+            rank[:, 0] = 0
+            root_NT[rank >= int(cap * slots)] = -1.0
         flat.append(root_NT.reshape(-1))
-        owner += [(layer, n) for n in range(N)]
-        place.append(T)
     scores = torch.cat(flat)
     keep = torch.zeros(len(scores), dtype=torch.bool)
-    keep[scores.argsort(descending=True, stable=True)[: min(total, len(scores))].cpu()] = True
+    total = min(total, int((scores != -1).sum()))
+    keep[scores.argsort(descending=True, stable=True)[:total].cpu()] = True
     chosen: list[list[Tensor]] = []
     start = 0
     for score_NT in score_LNT:

@@ -40,7 +40,7 @@ class Config(BaseModel):
     bias: Literal["none", "mass"] = "mass"
     queries: str = "auto"
     references: int = Field(60, ge=2)
-    rows: int = Field(900, ge=16)
+    rows: int = Field(2700, ge=16)
     refine: int = Field(0, ge=0)
     data: str | None = None
     calibrate: Literal["auto", "off"] = "auto"

@@ -16,7 +16,7 @@ from ...engine.attend import Packing, Site, attend
 from ...engine.backbone import hides
 from ...engine.memory import LayerKV, Layers
 from .reference import Reference
-from .score import out_of_sight
+from .score import out_of_sight, softmax, tiles
 
 RIDGE = 1e-2
 
@@ -44,16 +44,21 @@ class Fit:
         whole, chosen = self.memory.layers[site.layer], self.chosen[site.layer]
         fitted_R, G = self.reference.fitted_R.to(site.q_BHTD.device), site.groups
         own_HR, own_HRD = _own(site, fitted_R)
+        unseen_RT = out_of_sight(site, whole, self.hidden, fitted_R)
         values, biases = [], []
         error = norm = 0.0
-        for n, (k_TD, v_TD, _bias, pos_T) in enumerate(whole.heads()):
+        for n, (k_TD, v_TD, *_) in enumerate(whole.heads()):
             heads = slice(n * G, n * G + G)
-            unseen_RT = out_of_sight(site, n, pos_T, self.hidden, fitted_R)
-            logits_GRT = site.memory_logits(site.q_HFD[heads, fitted_R], k_TD, unseen_RT)
-            mass_GR = logits_GRT.logsumexp(-1)
-            A_RT = (logits_GRT - mass_GR[..., None]).exp_().nan_to_num_(0.0).flatten(0, 1)
-            own_R1 = (own_HR[heads] - mass_GR).exp().nan_to_num(0.0, 0.0).flatten()[:, None]
-            M_RM, v_MD, Y_RD = A_RT[:, chosen[n]], v_TD.float()[chosen[n]], A_RT @ v_TD.float()
+            found = []
+            for q_GRD, unseen in tiles(site.q_HFD[heads, fitted_R], unseen_RT):
+                logits_GRT = site.memory_logits(q_GRD, k_TD, unseen)
+                A_GRT = softmax(logits_GRT, unseen)
+                top_GR1, at = A_GRT.max(-1, keepdim=True)
+                mass_GR1 = logits_GRT.gather(-1, at) - top_GR1.log()  # cheaper than a second logsumexp
+                found.append((mass_GR1, A_GRT[..., chosen[n]], A_GRT @ v_TD.float()))
+            mass_R1, M_RM, Y_RD = (torch.cat(part, 1).flatten(0, 1) for part in zip(*found, strict=True))
+            own_R1 = (own_HR[heads].flatten()[:, None] - mass_R1).exp().nan_to_num(0.0, 0.0, 0.0)
+            v_MD = v_TD[chosen[n]].float()
             if self.bias:
                 biases.append(mass(M_RM).log())
                 M_RM = M_RM * biases[-1].exp()

@@ -15,7 +15,7 @@ from ...recipe.schema import Recipe
 from . import SPEC
 from .bench import bench
 from .config import Config
-from .piece import cut, total, written
+from .piece import cut, shares, total, written
 
 
 class Compact:
@@ -27,7 +27,11 @@ class Compact:
         if config.order == "shuffled":
             shots = subset(shots, random.Random(seed).sample(range(len(shots.items)), len(shots.items)))
         pieces, dropped = cut(backbone, shots, template, config)
-        made = [written(backbone, piece, template, budget, config, seed) for piece in pieces]
+        budgets = shares(backbone, pieces, template, budget, config)
+        made = [
+            written(backbone, piece, template, part, config, seed)
+            for piece, part in zip(pieces, budgets, strict=True)
+        ]
         alone = [m.memory for m in made if isinstance(m.memory, Layers)]
         memory = join(alone) if len(alone) > 1 else alone[0]
         about = {

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -60,9 +60,28 @@ def _runs(rendered: Rendered, size: int, source: str) -> list[list[int]]:
             used = rendered.head
         runs[-1].append(number)
         used += length
-    if len(runs) > 1 and len(runs[-1]) == 1:
-        runs[-2] += runs.pop() if used + rendered.spans[runs[-2][0]].start <= size else []
+    if len(runs) > 1 and len(runs[-1]) == 1 and len(runs[-2]) > 2:
+        # a shot alone would have nothing left to read while its own copy is hidden
+        before = rendered.spans[runs[-2][-1]]
+        if used + before.end - before.start <= size:
+            runs[-1].insert(0, runs[-2].pop())
     return runs
+
+
+def shares(
+    backbone: CausalLM, pieces: Sequence[Shots], template: Template, budget: Budget, config: Config
+) -> list[Budget]:
+    """A budget a piece, by its tokens: together what the whole prompt may keep. Raises DataError."""
+    if len(pieces) == 1:
+        return [budget]
+    parts = [render(piece, template, backbone.tokenizer, config.instruction) for piece in pieces]
+    lengths = [len(part.ids) for part in parts]
+    total, tokens = budget.slots_for(sum(lengths) - (len(parts) - 1) * parts[0].head), sum(lengths)
+    ends = [total * sum(lengths[:i]) // tokens for i in range(len(lengths) + 1)]
+    slots = [stop - start for start, stop in pairwise(ends)]
+    if min(slots) < 1:
+        raise DataError(f"{total} slots are too few for {len(pieces)} pieces", hint="keep more, or a larger chunk=")
+    return [Budget(slots=n) for n in slots]
 
 
 def written(

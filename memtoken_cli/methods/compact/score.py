@@ -7,7 +7,7 @@ Shape suffixes: S reference rows, F query tokens of all rows laid flat, R scored
 T prompt tokens, N key/value heads, G query heads of each, D head width, L layers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ...engine.attend import Hidden, Packing, Site, attend
 from ...engine.backbone import CausalLM, hides
-from ...engine.memory import Layers
+from ...engine.memory import LayerKV, Layers
 from .reference import Reference
+
+TILE = 128
 
 
 @dataclass
@@ -38,15 +40,17 @@ class Score:
         self.hidden = hides(self.reference.hidden_FT.to(self.position_BT.device), self.memory)
 
     def __call__(self, site: Site) -> Tensor:
-        kv, G, fitted_R = self.memory.layers[site.layer], site.groups, self.reference.fitted_R.to(site.q_BHTD.device)
+        kv, G, N = self.memory.layers[site.layer], site.groups, len(self.memory.layers[site.layer].sizes)
+        scored_R = self.reference.fitted_R.to(site.q_BHTD.device)
         self.grams.append(self.backbone.output_gram(site))
-        squared = []
-        for n, (k_TD, _v, _bias, pos_T) in enumerate(kv.heads()):
-            unseen_RT = out_of_sight(site, n, pos_T, self.hidden, fitted_R)
-            q_GRD = site.q_HFD[n * G : n * G + G, fitted_R]
-            A_GRT = site.memory_logits(q_GRD, k_TD, unseen_RT).softmax(-1).nan_to_num_(0.0)
-            squared.append(A_GRT.square_().mean((0, 1)))
-        self.squared.append(torch.stack(squared))
+        unseen_RT = out_of_sight(site, kv, self.hidden, scored_R)
+        squared_NT = torch.zeros(N, unseen_RT.shape[1], device=unseen_RT.device)
+        for n, (k_TD, *_) in enumerate(kv.heads()):
+            q_GRD = site.q_HFD[n * G : n * G + G, scored_R]
+            for part, unseen in tiles(q_GRD, unseen_RT):
+                A_GRT = softmax(site.memory_logits(part, k_TD, unseen), unseen)
+                squared_NT[n] += torch.linalg.vector_norm(A_GRT, dim=(0, 1)).square_() / (G * len(scored_R))
+        self.squared.append(squared_NT)
         return attend(site, kv, self.hidden)
 
     def score_LNT(self) -> list[Tensor]:
@@ -60,9 +64,21 @@ class Score:
         return scores
 
 
-def out_of_sight(site: Site, n: int, pos_T: Tensor | None, hidden: Hidden, fitted_R: Tensor) -> Tensor:
-    """True [R,T] where a fitted query does not see a prompt token of head n."""
+def out_of_sight(site: Site, kv: LayerKV, hidden: Hidden, query_R: Tensor) -> Tensor:
+    """True [R,T] where a query does not see a token of the whole prompt, in every head alike."""
     F = site.q_BHTD.shape[2]
-    hidden_RT = hidden(site.layer, n, 0, F)[fitted_R]
-    far_FT = site.far_FM(pos_T, 0, F)
-    return hidden_RT if far_FT is None else hidden_RT | far_FT[fitted_R]
+    hidden_RT = hidden(site.layer, 0, 0, F)[query_R]
+    far_FT = site.far_FM(None if kv.pos_X is None else kv.pos_X[: kv.sizes[0]], 0, F)
+    return hidden_RT if far_FT is None else hidden_RT | far_FT[query_R]
+
+
+def softmax(logits_GRT: Tensor, unseen_RT: Tensor) -> Tensor:
+    """Over the prompt alone; a query that sees none of it attends to nothing."""
+    blind_R = unseen_RT.all(-1)
+    weights = logits_GRT.softmax(-1)
+    return weights.masked_fill_(blind_R[:, None], 0.0) if blind_R.any() else weights
+
+
+def tiles(q_GRD: Tensor, unseen_RT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Queries and what they do not see, a few at a time: whole logits of long prompts fall out of the cache."""
+    return zip(q_GRD.split(TILE, 1), unseen_RT.split(TILE), strict=True)

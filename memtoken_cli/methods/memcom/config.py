@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from memtoken_cli.data.render import Template
+from memtoken_cli.engine.compare_config import Ratio, Rival
+from memtoken_cli.io.errors import UsageError
 from memtoken_cli.recipe.sections import Section, TrainSection
 
-Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 READING = frozenset({"compressor", "template", "instruction"})
 
 
 class Config(Section):
-    """`memcom:`. The first three say what to compress with and how; the rest is the compressor's shape, which a
-    trained compressor brings along.
+    """`memcom:`. The first three say what to compress with and how; the rest is the compressor's shape, which
+    a trained compressor brings along.
 
     Attributes:
         compressor: the trained compressor (the artifact that `memtok train` printed).
-        template: how shots become text; left out: the one of the compressor's training.
+        template: how shots become text; left out: as in the compressor's training.
         instruction: a header kept in front of the shots.
         layers: memory of its own for every layer, or one (the last layer's) that enters as a soft prompt.
-        writer: memory tokens that cross-attend to the source layer by layer, or (`gist`) that are appended to it.
+        writer: memory tokens cross-attend to the source layer by layer, or (`gist`) are appended to it.
         weights: what the second phase trains of the source and memory stacks: all, low-rank parts or nothing.
         rank: of the low-rank parts.
         slots: the most memory tokens a prompt can have.
         positions: of the memory tokens in the target: 0..m-1, or spread over the source's.
         rotary: cross-attention sees where tokens stand (ours), or content alone.
-        enters: the memory stack's output at layer l is read by the target's layer l (the `same`), or l + 1.
+        enters: what the memory stack's layer l makes is read by the target's layer l (`same`), or l + 1.
     """
 
     compressor: str | None = None
@@ -42,6 +44,14 @@ class Config(Section):
     rotary: bool = True
     enters: Literal["same", "next"] = "same"
 
+    @field_validator("template")
+    @classmethod
+    def _parsed(cls, text: str | None) -> str | None:
+        try:
+            return None if text is None else Template.parse(text).text
+        except UsageError as error:
+            raise ValueError(error.message) from error
+
     @model_validator(mode="after")
     def _gist_has_layers(self) -> Config:
         if self.writer == "gist" and (self.layers == "last" or self.weights == "frozen"):
@@ -50,28 +60,65 @@ class Config(Section):
             raise ValueError("writer: gist places its tokens behind the source: positions: packed")
         return self
 
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What a trained compressor brings along."""
+        return self.model_dump(mode="json", exclude=set(READING))
+
 
 class StreamSection(Section):
     """`data.stream:` a seeded stream of in-context classification tasks; see `data.icl.Stream`."""
 
-    classes: int = Field(default=8, ge=2)
-    pool: int = Field(default=6, ge=1)
-    content: int = Field(default=2, ge=1)
+    classes: int = Field(default=4, ge=2)
+    pool: int = Field(default=4, ge=1)
+    content: int = Field(default=1, ge=1)
     filler: int = Field(default=3, ge=0)
-    words: int = Field(default=64, ge=2)
+    words: int = Field(default=16, ge=2)
     fillers: int = Field(default=8, ge=1)
-    labels: int = Field(default=8, ge=2)
+    labels: int = Field(default=4, ge=2)
+
+
+class LessonSection(Section):
+    """`data.lessons:` a new backbone learns easier tasks first, as it finds no way into the hard ones.
+
+    Attributes:
+        share: of the pretraining's steps.
+        pool, content, filler, shots: of this lesson's tasks; left out: the stream's (and its longest prompt).
+    """
+
+    share: float = Field(gt=0, le=1)
+    pool: int | None = Field(default=None, ge=1)
+    content: int | None = Field(default=None, ge=1)
+    filler: int | None = Field(default=None, ge=0)
+    shots: int | None = Field(default=None, ge=2)
+
+
+class ExamSection(Section):
+    """`data.exam:` what bench and evaluate measure on: tasks that no training has seen.
+
+    Attributes:
+        tasks, queries: how many, and of each.
+        ratios: budgets; rivals: engine baselines beside the full prompt.
+        variants: other compressors that bench trains with the same steps and data: `soft` (layers: last),
+            `gist` (writer: gist), `frozen`, `lora` (weights).
+    """
+
+    tasks: int = Field(default=50, ge=1)
+    queries: int = Field(default=20, ge=1)
+    ratios: tuple[Ratio, ...] = Field(default=(4, 8), min_length=1)
+    rivals: tuple[Rival, ...] = ("none", "fewer")
+    variants: tuple[Literal["soft", "gist", "frozen", "lora"], ...] = ("soft",)
 
 
 class DataConfig(Section):
     """`data:` what compressors learn from: a stream of tasks, or shots and a corpus, mixed.
 
     Attributes:
-        stream: synthetic tasks; excludes the other two.
+        stream: synthetic tasks; excludes the other two. lessons: see there.
         shots: labelled records (JSONL, CSV): tasks are drawn from them.
         corpus: a text file or folder, cut into a source and what follows it.
         share: of the batches that come from `shots` where there is a corpus too.
-        heldout: the share of the labels of `shots` that training never sees; bench and evaluate draw from them.
+        heldout: the share of the labels of `shots` that training never sees; exams draw from them.
         counts: how many shots a task's prompt has; one of them is drawn for each batch.
         classes: how many labels a task of `shots` has.
         queries: asked of each prompt in one step.
@@ -80,6 +127,7 @@ class DataConfig(Section):
     """
 
     stream: StreamSection | None = None
+    lessons: tuple[LessonSection, ...] = ()
     shots: str | None = None
     corpus: str | None = None
     share: float = Field(default=0.5, ge=0, le=1)
@@ -88,24 +136,27 @@ class DataConfig(Section):
     classes: int = Field(default=16, ge=2)
     queries: int = Field(default=8, ge=1)
     source: int = Field(default=2048, ge=2)
-    continuation: int = Field(default=256, ge=1)
+    continuation: int = Field(default=256, ge=2)
     limit: int | None = Field(default=None, ge=1)
+    exam: ExamSection = Field(default_factory=ExamSection)
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
         if (self.stream is None) == (self.shots is None and self.corpus is None):
             raise ValueError("give stream, or shots and/or corpus")
+        if self.lessons and abs(sum(lesson.share for lesson in self.lessons) - 1) > 1e-6:
+            raise ValueError("the shares of the lessons add up to 1")
         return self
 
 
 class TrainConfig(TrainSection):
-    """`train:` the first phase trains the new parts (memory tokens, cross-attention); the second, of whole_steps,
-    the whole compressor.
+    """`train:` the first phase, of steps, trains the new parts (memory tokens, cross-attention); the second,
+    of whole_steps, the whole compressor.
 
     Attributes:
         whole_steps, whole_lr: of the second phase.
         ratios: one of them is drawn for each batch, so that one compressor serves all.
-        distill: the share of the loss that is KL to what the full prompt would predict; the rest is cross-entropy.
+        distill: the share of the loss that is KL to what the full prompt predicts; the rest is cross-entropy.
         autoencode: weight of predicting the source itself from its memory (ICAE's pretraining).
     """
 

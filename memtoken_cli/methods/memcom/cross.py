@@ -37,7 +37,11 @@ class CrossAttention(nn.Module):
         """What is added to U_l, [B,M,E]. seen_BT: False at padding."""
         source_BTE = self.source_norm(s_BTE.to(self.key.weight.dtype))
         memory_BME = self.memory_norm(u_BME.to(self.key.weight.dtype))
-        q, k, v = self._cut(self.query(memory_BME)), self._cut(self.key(source_BTE)), self._cut(self.value(source_BTE))
+        q, k, v = (
+            self._cut(self.query(memory_BME)),
+            self._cut(self.key(source_BTE)),
+            self._cut(self.value(source_BTE)),
+        )
         if place_BM is not None and place_BT is not None:
             q, k = rotate(q, place_BM), rotate(k, place_BT)
         mask = None if seen_BT is None else seen_BT[:, None, None, :]
@@ -46,7 +50,8 @@ class CrossAttention(nn.Module):
         return added
 
     def _cut(self, x_BTE: Tensor) -> Tensor:
-        return x_BTE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x_BTHD: Tensor = x_BTE.unflatten(-1, (self.heads, -1))
+        return x_BTHD.transpose(1, 2)
 
 
 def rotate(x_BHTD: Tensor, place_BT: Tensor) -> Tensor:

@@ -4,10 +4,10 @@
     U_l = MemoryLayer_l(O_{l-1})                         O_0 = learned
     O_l = U_l + CrossAttn_l(LN U_l, LN S_l, LN S_l)
 
-The frozen target makes keys and values of O_l with its own projections. Both stacks are copies of the target's
-decoder, of whatever family: cross-attention enters through hooks, and no part of them is asked for by name.
-`GistCompressor` and `layers: last` are the baselines: the first keeps the keys and values of tokens appended to
-the source (Mu et al. 2023), the second enters one layer's output as a soft prompt (as ICAE, Ge et al. 2023).
+The frozen target makes keys and values of O_l with its own projections. Both stacks are copies of the
+target's decoder, of whatever family: cross-attention enters through hooks, and no part of them is asked for
+by name. `Gist` and `layers: last` are baselines: the first keeps the keys and values of tokens appended to the
+source (Mu et al. 2023), the second enters one layer's output as a soft prompt (as ICAE, Ge et al. 2023).
 
 Shape suffixes: B rows, T source tokens, M memory tokens, E model width.
 """
@@ -117,7 +117,7 @@ class MemCom(nn.Module):
 
 
 class Gist(nn.Module):
-    """Memory tokens appended to the source in one trained stack; what follows sees their keys and values only."""
+    """Memory tokens appended to the source in one trained stack; what follows sees their keys and values."""
 
     def __init__(self, target: CausalLM, config: Config) -> None:
         super().__init__()
@@ -132,8 +132,12 @@ class Gist(nn.Module):
         x_BSE = torch.cat([self.source.get_input_embeddings()(ids_BT), tokens], 1)
         place_T, place_M = torch.arange(T, device=ids_BT.device), torch.arange(slots, device=ids_BT.device)
         position_BS = torch.cat([place_T.expand(B, T), length_B[:, None] + place_M], 1)
-        real_BS = torch.cat([place_T < length_B[:, None], torch.ones_like(position_BS[:, T:], dtype=torch.bool)], 1)
-        seen_BSS = real_BS[:, None] & torch.ones(T + slots, T + slots, dtype=torch.bool, device=x_BSE.device).tril()
+        real_BS = torch.cat(
+            [place_T < length_B[:, None], torch.ones_like(position_BS[:, T:], dtype=torch.bool)], 1
+        )
+        seen_BSS = (
+            real_BS[:, None] & torch.ones(T + slots, T + slots, dtype=torch.bool, device=x_BSE.device).tril()
+        )
         # padding sees itself, so that its softmax is defined
         seen_BSS = seen_BSS | torch.eye(T + slots, dtype=torch.bool, device=x_BSE.device)
         layers = ports.note(self.source, x_BSE, position_BS, seen_BSS)
@@ -169,7 +173,7 @@ class _Projection(nn.Module):
 def outputs_of(
     stack: PreTrainedModel, run: Callable[[], Any], change: Callable[[int, Tensor], Tensor] | None = None
 ) -> list[Tensor]:
-    """Every decoder layer's output while `run` runs; `change` may replace it before the next layer reads it."""
+    """Every decoder layer's output while `run` runs; `change` may replace what the next layer reads."""
     found: list[Tensor] = []
 
     def hook(layer: int) -> Callable[..., Any]:
@@ -200,7 +204,7 @@ def _stack(target: CausalLM, config: Config) -> PreTrainedModel:
 
 
 def low_rank(stack: PreTrainedModel, rank: int) -> PreTrainedModel:
-    """Low-rank parts beside every linear layer (the `peft` extra). Raises UsageError where it is not installed."""
+    """Low-rank parts beside every linear layer, by the `peft` extra. Raises UsageError without it."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
@@ -226,7 +230,8 @@ def _like_embeddings(target: CausalLM, rows: int) -> Tensor:
     some = torch.arange(min(256, target.dims.vocab), device=target.device)
     with torch.no_grad():
         scale = target.model.get_input_embeddings()(some).float().std()
-    return torch.randn(rows, target.dims.width).to(target.device) * scale
+    noise: Tensor = torch.randn(rows, target.dims.width).to(target.device) * scale
+    return noise
 
 
 def _first(tokens_ME: Tensor, slots: int) -> Tensor:

@@ -1,0 +1,146 @@
+"""Scores and leave-one-out references of `compact`, against plain loops in float64 and by perturbation."""
+
+import pytest
+import torch
+from tiny_prompt import FAMILIES, family, referred, rendered, shots
+
+from memtoken_cli.data.shots import shots_of
+from memtoken_cli.engine.memory import LayerKV, Layers
+from memtoken_cli.methods.compact.score import Score
+
+families = pytest.mark.parametrize("name", FAMILIES)
+
+
+class Spy(Score):
+    """Keeps every site as it was."""
+
+    def __call__(self, site):
+        self.sites = [*getattr(self, "sites", ()), site]
+        return super().__call__(site)
+
+
+def scored(backbone, memory, reference, reader=Spy):
+    packing = reference.packed.packing(backbone.device)
+    found = reader(backbone, memory, reference, packing, reference.packed.position_F[None])
+    with torch.no_grad():
+        logits = backbone.run_with(reference.packed, found, reference.answers_W)
+    return found, logits
+
+
+def output_weight(backbone, number):
+    """W_O of a layer, [E,H*D]."""
+    attention = backbone.layers[number].get_submodule(
+        "attn" if backbone.model.config.model_type == "gpt2" else "self_attn"
+    )
+    return attention.c_proj.weight.T if backbone.model.config.model_type == "gpt2" else attention.o_proj.weight
+
+
+@families
+def test_scores_are_the_plain_loops(name, monkeypatch):
+    """mean_i A_ij^2 * mean_g |W_O v_j|^2, one query and one token at a time."""
+    monkeypatch.setattr("memtoken_cli.methods.compact.reference.SCORED", 80)
+    backbone, reference = family(name), referred(family(name))
+    assert len(reference.scored_R) == 80 * backbone.dims.kv_heads // backbone.dims.heads
+    memory = backbone.prefill(rendered(backbone).ids)
+    found, _ = scored(backbone, memory, reference)
+    for number, (score_NT, site) in enumerate(zip(found.score_LNT(), found.sites, strict=True)):
+        kv, G, D = memory.layers[number], site.groups, backbone.dims.head_dim
+        w_ED = output_weight(backbone, number).double()
+        for n, (k_TD, v_TD, _, pos_T) in enumerate(kv.heads()):
+            total_T = torch.zeros(len(k_TD), dtype=torch.float64)
+            count = 0
+            for i in reference.scored_R.tolist():
+                unseen_T = reference.hidden_FT[i, -len(k_TD) :].clone()
+                if pos_T is not None:
+                    unseen_T |= reference.packed.position_F[i] - pos_T >= site.window
+                for g in range(G):
+                    logit_T = k_TD.double() @ site.q_BHTD[0, n * G + g, i].double() * site.scaling
+                    if site.softcap is not None:
+                        logit_T = site.softcap * (logit_T / site.softcap).tanh()
+                    count += 1
+                    if not unseen_T.all():
+                        total_T += logit_T.masked_fill(unseen_T, float("-inf")).softmax(0) ** 2
+            adds_T = torch.zeros_like(total_T)
+            for g in range(G):
+                h = n * G + g
+                adds_T += (v_TD.double() @ w_ED[:, h * D : h * D + D].T).square().sum(1) / G
+            expected_T = total_T / count * adds_T
+            torch.testing.assert_close(score_NT[n].double(), expected_T, atol=1e-7, rtol=2e-3)
+
+
+@families
+def test_scoring_changes_nothing_for_the_model(name):
+    """What the scored forward says is what the whole prompt says with each row's own copy hidden."""
+    backbone, reference = family(name), referred(family(name))
+    memory = backbone.prefill(rendered(backbone).ids)
+    _, logits = scored(backbone, memory, reference)
+    plain = backbone.run(reference.packed, memory, reference.answers_W, reference.hidden_ST)
+    torch.testing.assert_close(logits, plain, atol=2e-5, rtol=1e-4)
+
+
+@families
+def test_a_shots_own_tokens_do_not_reach_its_reference_queries(name):
+    """Leave-one-out by perturbation: the last shot's keys and values become garbage; its own queries stay."""
+    backbone, reference = family(name), referred(family(name))
+    text = rendered(backbone)
+    memory = backbone.prefill(text.ids)
+    span, row = text.spans[-1], len(text.spans) - 1
+    spoilt = []
+    for kv in memory.layers:
+        size = kv.sizes[0]
+        first = span.start - (len(text.ids) - size)
+        k, v = (x.clone().view(len(kv.sizes), size, -1) for x in (kv.k_XD, kv.v_XD))
+        k[:, max(first, 0) :], v[:, max(first, 0) :] = 2.0, 77.0
+        spoilt.append(LayerKV(k.flatten(0, 1), v.flatten(0, 1), kv.sizes, pos_X=kv.pos_X))
+    before, _ = scored(backbone, memory, reference)
+    after, _ = scored(backbone, Layers(tuple(spoilt), memory.next_position), reference)
+    mine_F = reference.packed.row_F == row
+    for a, b in zip(before.sites, after.sites, strict=True):
+        torch.testing.assert_close(a.q_HFD[:, mine_F], b.q_HFD[:, mine_F], atol=1e-5, rtol=1e-5)
+    last = before.sites[-1].q_HFD, after.sites[-1].q_HFD
+    assert not torch.allclose(last[0][:, ~mine_F], last[1][:, ~mine_F], atol=1e-2)
+
+
+def test_duplicates_hide_each_other():
+    records = [{"input": t, "output": o} for t, o in (("a b", "x"), ("c d", "y"), ("a b", "x"), ("a b", "y"))]
+    given = shots_of(records)
+    backbone = family("gqa")
+    reference, text = referred(backbone, given), rendered(backbone, given)
+    hidden = [[bool(reference.hidden_ST[s, span.start]) for span in text.spans] for s in range(4)]
+    assert hidden == [
+        [True, False, True, False], [False, True, False, False],
+        [True, False, True, False], [False, False, False, True],
+    ]  # fmt: skip
+    for s in range(4):
+        covered = sum(b.end - b.start for b, h in zip(text.spans, hidden[s], strict=True) if h)
+        assert int(reference.hidden_ST[s].sum()) == covered
+
+
+def test_references_are_the_shots_as_queries():
+    backbone, text = family("gqa"), rendered(family("gqa"))
+    reference = referred(backbone)
+    assert reference.packed.lengths == tuple(s.end - s.start for s in text.spans)
+    assert reference.packed.ids_F.tolist() == text.ids[text.head :]
+    assert int(reference.packed.position_F.min()) == len(text.ids)
+    start = 0
+    for span in text.spans:
+        answer_F = reference.answer_F[start : start + span.end - span.start]
+        first = span.answer - span.start - 1
+        assert answer_F.nonzero().flatten().tolist() == list(range(first, span.end - span.start - 1))
+        start += span.end - span.start
+
+
+def test_answer_positions_are_fitted_before_any_other():
+    backbone = family("gqa")  # two heads a group
+    answers = int(referred(backbone).answer_F.sum())
+    for rows, expected in ((2 * answers - 10, answers - 5), (2 * answers + 20, answers + 10)):
+        reference = referred(backbone, rows=rows)
+        assert len(reference.fitted_R) == expected
+        fitted = int(reference.answer_F[reference.fitted_R].sum())
+        assert fitted == min(answers, expected)
+    assert len(referred(backbone, rows=10**6).fitted_R) == len(referred(backbone).packed.ids_F)
+
+
+def test_no_more_rows_than_asked():
+    reference = referred(family("gqa"), shots(), most=5)
+    assert len(reference.packed.lengths) == 5 == len(reference.hidden_ST)
