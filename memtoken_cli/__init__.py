@@ -33,6 +33,9 @@ def compress(
     shots: a file, or records such as {"input": ..., "output": ...}. options: the method's KEY=VALUE pairs.
     Raises UsageError or DataError as the command exits 2 or 3.
     """
+    from .io.progress import silence_third_party
+
+    silence_third_party()  # transformers reads its settings when it is imported
     from . import api
 
     return api.compress(shots, model, ratio, slots, method, seed, dict(options or {}))
@@ -40,6 +43,9 @@ def compress(
 
 def load(path: str | Path, *, model: str | CausalLM | None = None) -> PromptMemory:
     """Open a memory artifact. Raises DataError where the file is damaged, UsageError for another model's memory."""
+    from .io.progress import silence_third_party
+
+    silence_third_party()  # transformers reads its settings when it is imported
     from . import api
 
     return api.load(path, model)

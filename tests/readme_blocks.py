@@ -89,7 +89,7 @@ def rewrite(done: list[Command], path: Path = README) -> None:
             place += len(command.block.text.splitlines()) + 3  # to the block after it
         else:
             place = lines.index(f"$ {command.text}", place) + 1
-        lines[place : place + len(command.expected)] = command.printed.splitlines()
+        lines[place : place + len(command.expected)] = [s.rstrip() for s in command.printed.splitlines()]
     path.write_text("\n".join(lines) + "\n")
 
 

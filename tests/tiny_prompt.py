@@ -35,11 +35,11 @@ def tiny_gemma2(seed: int = 0) -> CausalLM:
 
 
 def tiny_gptoss(seed: int = 0) -> CausalLM:
-    """A learned attention sink a head; one layer slides over 8 tokens."""
-    sizes = _sizes(2, 4, 2, 4096) | {"sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 1}
+    """A learned attention sink a head; one layer slides over 8 tokens. Both experts always work: a choice
+    between them would not be continuous."""
+    sizes = _sizes(2, 4, 2, 4096) | {"sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 2}
     sizes |= {"layer_types": ["sliding_attention", "full_attention"]}
-    backbone = _wrap(GptOssForCausalLM, GptOssConfig(**sizes), "tiny-gptoss", seed, True)
-    return backbone
+    return _wrap(GptOssForCausalLM, GptOssConfig(**sizes), "tiny-gptoss", seed, True)
 
 
 FAMILIES = {
@@ -80,12 +80,20 @@ def queries(backbone: CausalLM) -> list[list[int]]:
     return [ids(backbone, f"Input: {q}\nOutput:") for q in QUERIES]
 
 
-def referred(backbone: CausalLM, given: Shots | None = None, rows: int = 900, most: int = 60) -> Reference:
+def referred(
+    backbone: CausalLM, given: Shots | None = None, most: int = 60, tokens: int = 10**6
+) -> Reference:
     given = given or shots()
     return reference(
-        backbone, rendered(backbone, given), given, Template(),
-        queries="shots", most=most, rows=rows, generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+        backbone,
+        rendered(backbone, given),
+        given,
+        Template(),
+        queries="shots",
+        most=most,
+        tokens=tokens,
+        generator=torch.Generator().manual_seed(0),
+    )
 
 
 def weights_hash(backbone: CausalLM) -> str:
@@ -94,7 +102,6 @@ def weights_hash(backbone: CausalLM) -> str:
     for name, x in sorted(backbone.model.state_dict().items()):
         digest.update(name.encode() + x.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
 
 
 @cache

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from memtoken_cli.io.artifact import Header
 
 REQUEST, REPORT, NEXT_POSITION, NAMES = "request", "report", "next_position", "names"
+SECONDS = "seconds"  # what a report says of time; it stays out of artifacts, whose bytes the request decides
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def header_for(
     source = {"sha256": shots.sha256, "shots": len(shots.items), "kind": shots.kind}
     if "tokens" in made.report:
         source["tokens"] = made.report["tokens"]
+    report = {key: value for key, value in made.report.items() if key != SECONDS}
     return Header(
         method=spec.name,
         kind="memory",
@@ -67,7 +69,7 @@ def header_for(
         source=source,
         ratio=budget.ratio,
         slots=int(memory.slots),
-        about={**made.about, **entry, REQUEST: dict(request), REPORT: made.report},
+        about={**made.about, **entry, REQUEST: dict(request), REPORT: report},
     )
 
 

@@ -151,7 +151,7 @@ def _difference(before: Any, now: dict[str, Any]) -> str:
 
 def _make(plan: "Plan", sink: "Sink", common: Common) -> None:
     from memtoken_cli import methods
-    from memtoken_cli.commands.artifacts import backbone_for, header_for
+    from memtoken_cli.commands.artifacts import SECONDS, backbone_for, header_for
     from memtoken_cli.io import artifact
 
     if common.verbose:
@@ -169,11 +169,11 @@ def _make(plan: "Plan", sink: "Sink", common: Common) -> None:
     header = artifact.write(plan.out, tensors, header)
     if common.verbose:
         sink.note(", ".join(f"{k} {v}" for k, v in made.report.items() if isinstance(v, int | float | str)))
-    _report(plan, header, sink)
+    _report(plan, header, sink, made.report.get(SECONDS))
 
 
-def _report(plan: "Plan", header: "Header", sink: "Sink") -> None:
-    from memtoken_cli.commands.artifacts import REPORT
+def _report(plan: "Plan", header: "Header", sink: "Sink", seconds: Any = None) -> None:
+    from memtoken_cli.commands.artifacts import REPORT, SECONDS
 
     sink.path(plan.out)
     size = Path(plan.out).stat().st_size
@@ -184,7 +184,8 @@ def _report(plan: "Plan", header: "Header", sink: "Sink") -> None:
         "slots": header.slots,
         "bytes": size,
     }
-    sink.document({**known, "source": header.source, **header.about.get(REPORT, {})})
+    timed = {SECONDS: seconds} if seconds is not None else {}
+    sink.document({**known, "source": header.source, **header.about.get(REPORT, {}), **timed})
 
 
 def _tell(plan: "Plan", sink: "Sink", common: Common) -> None:

@@ -1,8 +1,8 @@
 """A seeded stream of in-context classification tasks: nothing in it can be known without reading the shots.
 
 Every task draws anew which content words belong to which class and what the classes are called. A shot is
-a few words, some of its class and some fillers that mean nothing, then a label: with few shots most of a
-query's words were never seen. `draw` gives token ids for training; `task` gives the same tasks as text.
+a few words, some of its class and some fillers that mean nothing, then a label, now and then a wrong one: few
+shots name too few words, and mislead. `draw` gives token ids for training, `task` the same tasks as text.
 
 Shape suffixes: B tasks, S shots, W words of a shot, C classes, P words of a class, T tokens.
 """
@@ -24,7 +24,7 @@ SPECIAL = ("<pad>", "<unk>", "</s>")
 
 @dataclass(frozen=True)
 class Tasks:
-    """Token ids [B,T] of whole shots, T = S times `Stream.shot_tokens`, and each shot's label token."""
+    """Token ids [B,T] of whole shots, T = S times `Stream.shot_tokens`, and each shot's right label."""
 
     ids_BT: Tensor
     label_BS: Tensor
@@ -35,16 +35,18 @@ class Stream:
     """A family of tasks. Raises UsageError where the vocabulary has no room for one.
 
     classes, pool: classes of a task, and content words of each. content, filler: words of a shot of either
-    kind. words, fillers, labels: how many the vocabulary has.
+    kind. words, fillers, labels: how many the vocabulary has. noise: the chance that a shot's label is drawn
+    from all of the task's.
     """
 
     classes: int = 4
-    pool: int = 4
+    pool: int = 1
     content: int = 1
-    filler: int = 3
+    filler: int = 2
     words: int = 16
     fillers: int = 8
     labels: int = 4
+    noise: float = 0.4
 
     def __post_init__(self) -> None:
         if self.classes * self.pool > self.words:
@@ -85,21 +87,21 @@ class Stream:
         words_BSW = torch.cat([content_BSW, filler_BSW], 2)
         words_BSW = words_BSW.gather(2, torch.rand(words_BSW.shape, generator=g).argsort(2))
         label_BS = label_BC.gather(1, class_BS)
-        return Tasks(torch.cat([words_BSW, label_BS[..., None]], 2).flatten(1), label_BS)
+        wrong_BS = torch.rand(rows, shots, generator=g) < self.noise
+        any_BS = label_BC.gather(1, torch.randint(C, (rows, shots), generator=g))
+        said_BS1 = torch.where(wrong_BS, any_BS, label_BS)[..., None]
+        return Tasks(torch.cat([words_BSW, said_BS1], 2).flatten(1), label_BS)
 
     def task(self, shots: int, queries: int, generator: torch.Generator) -> tuple[Shots, tuple[Query, ...]]:
         """One task as text: what `draw` gives for one row of shots + queries, the last ones to be asked.
 
-        Queries whose label no shot has are left out.
+        Queries have their right labels; those whose label no shot has are left out.
         """
-        lines = self.text(self.draw(1, shots + queries, generator).ids_BT[0])
-        items = [Shot(text, label, i + 1) for i, (text, label) in enumerate(lines)]
-        known = {shot.output for shot in items[:shots]}
-        asked = tuple(Query(s.input, s.output, s.line) for s in items[shots:] if s.output in known)
-        return Shots(items[:shots], "pairs", "<stream>", ""), asked
-
-    def text(self, ids_T: Tensor) -> list[tuple[str, str]]:
-        """(input, label) of each shot."""
-        rows = ids_T.view(-1, self.shot_tokens).tolist()
+        drawn = self.draw(1, shots + queries, generator)
+        rows = drawn.ids_BT.view(-1, self.shot_tokens).tolist()
         words = [[self.vocabulary[i] for i in row] for row in rows]
-        return [(" ".join(row[:-1]), row[-1]) for row in words]
+        items = [Shot(" ".join(w[:-1]), w[-1], i + 1) for i, w in enumerate(words[:shots])]
+        known = {shot.output for shot in items}
+        right = [self.vocabulary[i] for i in drawn.label_BS[0].tolist()]
+        asked = [Query(" ".join(words[i][:-1]), right[i], i + 1) for i in range(shots, shots + queries)]
+        return Shots(items, "pairs", "<stream>", ""), tuple(q for q in asked if q.output in known)

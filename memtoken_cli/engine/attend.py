@@ -107,7 +107,7 @@ class Site:
 
     def memory_logits(self, q_GFD: Tensor, k_MD: Tensor, hidden_FM: Tensor | None, bias_M: Tensor | None = None) -> Tensor:
         """float32 [G,F,M] of one key/value head."""
-        logits = self.capped((q_GFD.float() * self.scaling) @ k_MD.float().T)
+        logits = self.capped((q_GFD.float() @ k_MD.float().T).mul_(self.scaling))
         if bias_M is not None:
             logits = logits + bias_M
         return logits if hidden_FM is None else logits.masked_fill_(hidden_FM, float("-inf"))

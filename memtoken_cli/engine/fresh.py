@@ -27,8 +27,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from memtoken_cli.engine import seeds
@@ -37,6 +37,7 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.task import At, Loss, Phase
 from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.io.progress import silence_third_party
 
 PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
 
@@ -128,8 +129,8 @@ def _model(size: Size, rows: int, pad: int, end: int, seed: int) -> PreTrainedMo
         torch.manual_seed(seeds.derive(seed, "new model"))
         if size.new == "llama":
             return LlamaForCausalLM(LlamaConfig(**common))
-        if size.new == "qwen2":
-            return Qwen2ForCausalLM(Qwen2Config(**common))
+        if size.new == "qwen3":
+            return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=head))
         if size.new == "gemma3":
             whole = {"layer_types": ["full_attention"] * size.layers, "query_pre_attn_scalar": head}
             return Gemma3ForCausalLM(Gemma3TextConfig(**common, head_dim=head, **whole))
@@ -147,7 +148,7 @@ def _model(size: Size, rows: int, pad: int, end: int, seed: int) -> PreTrainedMo
                 attn_pdrop=0.0,
             )
             return GPT2LMHeadModel(config)
-    raise UsageError(f"new: {size.new} is not a family", hint="new: llama, gpt2, qwen2 or gemma3")
+    raise UsageError(f"new: {size.new} is not a family", hint="new: llama, gpt2, qwen3 or gemma3")
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ class Pretraining:
 
 def save(backbone: CausalLM, folder: Path) -> Path:
     """The model and its tokenizer as a plain Hugging Face directory; it appears whole, by one rename."""
+    silence_third_party()
     with atomic.directory(folder) as unfinished:
         backbone.model.save_pretrained(unfinished)
         backbone.tokenizer.save_pretrained(unfinished)

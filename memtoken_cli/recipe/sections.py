@@ -71,7 +71,8 @@ class NewModel(Section):
         context: the longest sequence, in tokens.
     """
 
-    new: Literal["llama", "gpt2", "qwen2", "gemma3"]
+    # not qwen2: transformers reads each such folder with that family's own tokenizer
+    new: Literal["llama", "gpt2", "qwen3", "gemma3"]
     layers: int = Field(ge=1)
     width: int = Field(ge=1)
     heads: int = Field(ge=1)

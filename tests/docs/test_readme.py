@@ -17,7 +17,7 @@ from memtoken_cli.engine import models
 from memtoken_cli.io.errors import MemtokError
 
 # what these print does not depend on the model
-EXACT = ("--help", "--version", "echo $?", "--out FILE")
+EXACT = ("--help", "--version", "echo $?")
 
 
 def executed(tmp_path: Path, cache: Path | None, subtests: pytest.Subtests) -> list[Command]:
@@ -38,8 +38,9 @@ def form(lines: list[str]) -> object:
     """
     if any(line.startswith("{") for line in lines):
         return [re.findall(r'"(\w+)":', line) for line in lines]
-    if any(line.startswith("---") for line in lines):
-        return [line.split("  ")[0].rstrip("-") for line in lines]
+    rule = next((i for i, line in enumerate(lines) if line.startswith("---")), None)
+    if rule is not None:
+        return [line.split("  ")[0] for line in lines[rule + 1 :]]
     return bool("".join(lines).strip())
 
 

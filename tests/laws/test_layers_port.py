@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from tiny_prompt import FAMILIES, KINDS, family, ids, memory_of, queries, rendered
+from tiny_prompt import FAMILIES, KINDS, family, ids, memory_of, queries
 
 from memtoken_cli.engine.attend import Read, attend, naive
 from memtoken_cli.engine.backbone import Packed
@@ -93,7 +93,7 @@ def test_2_padding_is_invisible(name, kind):
 @every
 def test_3_rows_are_independent(name, kind):
     backbone, memory = family(name), memory_of(name, kind)
-    row, [other, more] = ids(backbone, "where is it"), [ids(backbone, t) for t in ("quite other", "card? card?")]
+    row, other, more = (ids(backbone, text) for text in ("where is it", "quite other", "card? card?"))
     first = said(backbone, memory, [row, other])[: len(row)]
     assert torch.equal(first, said(backbone, memory, [row, more])[: len(row)])
     torch.testing.assert_close(first, said(backbone, memory, [row]), **CLOSE)
@@ -117,12 +117,16 @@ def test_3_a_batch_of_queries_is_each_alone(name, kind):
 @every
 def test_5_cached_decoding_is_uncached(name, kind):
     """Greedy, token for token, and the logits of every step."""
+    greedy = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     backbone, memory, [row, *_] = family(name), memory_of(name, kind), queries(family(name))
     with torch.no_grad(), backbone.attached(memory) as model:
         out = model.generate(
-            torch.tensor([row]), attention_mask=torch.ones(1, len(row), dtype=torch.long), max_new_tokens=12,
-            do_sample=False, eos_token_id=None, pad_token_id=0, output_logits=True, return_dict_in_generate=True,
-        )  # fmt: skip
+            torch.tensor([row]),
+            attention_mask=torch.ones(1, len(row), dtype=torch.long),
+            output_logits=True,
+            return_dict_in_generate=True,
+            **greedy,
+        )
     text = out.sequences[0].tolist()
     plain = said(backbone, memory, [text[:-1]])[len(row) - 1 :]
     torch.testing.assert_close(torch.cat(out.logits), plain, **CLOSE)

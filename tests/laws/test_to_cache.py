@@ -67,10 +67,9 @@ def test_one_forward_over_the_cache_says_the_same(name):
     for row in queries(backbone):
         cache = backbone.to_cache(memory)
         start = memory.next_position
+        position = torch.arange(start, start + len(row))[None]
         with torch.no_grad():
-            out = backbone.model(
-                input_ids=torch.tensor([row]), position_ids=torch.arange(start, start + len(row))[None], cache=cache
-            ).logits[0]  # fmt: skip
+            out = backbone.model(input_ids=torch.tensor([row]), position_ids=position, cache=cache).logits[0]
         packed = Packed.rows([row], start)
         expected = backbone.run(packed, memory, torch.arange(len(row)))
         torch.testing.assert_close(out, expected, atol=3e-5, rtol=1e-4)

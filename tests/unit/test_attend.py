@@ -74,7 +74,7 @@ def loop(s: Site, kv: LayerKV, hides=None) -> torch.Tensor:
         k_MD, v_MD, bias_M, pos_M = heads[h // G]
         logits, values = [], []
 
-        def weigh(key: torch.Tensor, value: torch.Tensor, bias=0.0, q=q, logits=logits, values=values) -> None:
+        def weigh(key, value, bias=0.0, q=q, logits=logits, values=values):
             logit = float(q @ key.double()) * s.scaling
             logits.append((logit if s.softcap is None else s.softcap * math.tanh(logit / s.softcap)) + bias)
             values.append(value.double())

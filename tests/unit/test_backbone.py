@@ -80,9 +80,7 @@ def test_packed_equals_one_by_one(name):
     text, rows = rendered(backbone).ids, queries(backbone)
     memory, packed = backbone.prefill(text), Packed.rows(rows, len(text))
     together = backbone.run(packed, memory, torch.arange(len(packed.ids_F)))
-    alone = [
-        backbone.run(Packed.rows([row], len(text)), memory, torch.arange(len(row))) for row in rows
-    ]
+    alone = [backbone.run(Packed.rows([row], len(text)), memory, torch.arange(len(row))) for row in rows]
     plain = [
         backbone.model(input_ids=torch.tensor([[*text, *row]]), use_cache=False).logits[0, -len(row) :]
         for row in rows
@@ -124,10 +122,8 @@ def test_the_output_projection_is_found(name):
     grams = [gram() for gram in watch.grams]
     assert sum(len(m._forward_pre_hooks) for m in backbone.model.modules()) == hooks
     for number, layer in enumerate(backbone.layers):
-        if name == "learned-positions":
-            w_ED = layer.attn.c_proj.weight.T
-        else:
-            w_ED = layer.self_attn.o_proj.weight
+        gpt2 = name == "learned-positions"
+        w_ED = layer.attn.c_proj.weight.T if gpt2 else layer.self_attn.o_proj.weight
         w_HED = w_ED.view(-1, backbone.dims.heads, backbone.dims.head_dim).transpose(0, 1)
         torch.testing.assert_close(grams[number], w_HED.transpose(1, 2) @ w_HED, atol=1e-4, rtol=1e-4)
 

@@ -1,4 +1,4 @@
-"""`compact` as a method: prompts too long, kinds of shots, kinds of queries, and what the artifact is told."""
+"""`compact` as a method: prompts too long, kinds of shots and of queries, what the artifact is told."""
 
 import json
 from dataclasses import replace
@@ -71,7 +71,7 @@ def test_chunks_hold_every_shot_once_and_never_more_than_the_budget(chunk, budge
     whole = rendered_with(backbone, shots())
     for piece in pieces:
         assert len(rendered_with(backbone, piece).ids) <= size
-        assert len(piece.items) > 1
+        assert len(piece.items) > 1 or size == 70  # which holds no two
     found = Compact().compress(backbone, shots(), budget, config, 0)
     assert found.memory.slots <= budget.slots_for(len(whole.ids))
     assert found.memory.slots > budget.slots_for(len(whole.ids)) - 1
@@ -146,25 +146,21 @@ def test_queries_may_be_a_repetition_or_a_file(tmp_path):
     assert caught.value.where == f"{path}:2"
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("plain.txt", "\n\n".join(f"line {i} says this and that" for i in range(8))),
-        ("text.jsonl", "\n".join(json.dumps({"text": f"number {i} is odd"}) for i in range(8))),
-        (
-            "chat.jsonl",
-            "\n".join(
-                json.dumps(
-                    {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "card"}]}
-                )
-                for i in range(6)
-            ),
-        ),
-    ],
-)
-def test_every_kind_of_shots(tmp_path, name, text):
+def turns(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "card"}]
+
+
+KINDS = {
+    "plain.txt": "\n\n".join(f"line {i} says this and that" for i in range(8)),
+    "text.jsonl": "\n".join(json.dumps({"text": f"number {i} is odd"}) for i in range(8)),
+    "chat.jsonl": "\n".join(json.dumps({"messages": turns(i)}) for i in range(6)),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_shots(tmp_path, name):
     path = tmp_path / name
-    path.write_text(text)
+    path.write_text(KINDS[name])
     backbone = tiny_llama(bos=False)
     found = made(backbone, read_shots(path), refine=2)
     assert found.memory.slots == found.report["tokens"] // 4
@@ -185,6 +181,7 @@ def test_a_whole_memory_answers_as_the_prompt():
     for a, b in zip(answers, Compact().answer(backbone, whole, found.about, queries, options), strict=True):
         assert a.output == b.output
         assert a.scores == pytest.approx(b.scores, abs=1e-3)
-    assert query_ids(TEMPLATE, backbone.tokenizer, "where is my card") == text.ids[
-        text.spans[0].start : text.spans[0].answer
-    ]
+    assert (
+        query_ids(TEMPLATE, backbone.tokenizer, "where is my card")
+        == text.ids[text.spans[0].start : text.spans[0].answer]
+    )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_prompt import FAMILIES, family, referred, rendered, shots
+from tiny_prompt import FAMILIES, LABELS, family, referred, rendered, shots
 
 from memtoken_cli.data.shots import shots_of
 from memtoken_cli.engine.memory import LayerKV, Layers
@@ -32,15 +32,14 @@ def output_weight(backbone, number):
     attention = backbone.layers[number].get_submodule(
         "attn" if backbone.model.config.model_type == "gpt2" else "self_attn"
     )
-    return attention.c_proj.weight.T if backbone.model.config.model_type == "gpt2" else attention.o_proj.weight
+    gpt2 = backbone.model.config.model_type == "gpt2"
+    return attention.c_proj.weight.T if gpt2 else attention.o_proj.weight
 
 
 @families
-def test_scores_are_the_plain_loops(name, monkeypatch):
+def test_scores_are_the_plain_loops(name):
     """mean_i A_ij^2 * mean_g |W_O v_j|^2, one query and one token at a time."""
-    monkeypatch.setattr("memtoken_cli.methods.compact.reference.SCORED", 80)
-    backbone, reference = family(name), referred(family(name))
-    assert len(reference.scored_R) == 80 * backbone.dims.kv_heads // backbone.dims.heads
+    backbone, reference = family(name), referred(family(name), most=3)
     memory = backbone.prefill(rendered(backbone).ids)
     found, _ = scored(backbone, memory, reference)
     for number, (score_NT, site) in enumerate(zip(found.score_LNT(), found.sites, strict=True)):
@@ -49,7 +48,7 @@ def test_scores_are_the_plain_loops(name, monkeypatch):
         for n, (k_TD, v_TD, _, pos_T) in enumerate(kv.heads()):
             total_T = torch.zeros(len(k_TD), dtype=torch.float64)
             count = 0
-            for i in reference.scored_R.tolist():
+            for i in range(len(reference.packed.ids_F)):
                 unseen_T = reference.hidden_FT[i, -len(k_TD) :].clone()
                 if pos_T is not None:
                     unseen_T |= reference.packed.position_F[i] - pos_T >= site.window
@@ -130,17 +129,25 @@ def test_references_are_the_shots_as_queries():
         start += span.end - span.start
 
 
-def test_answer_positions_are_fitted_before_any_other():
-    backbone = family("gqa")  # two heads a group
-    answers = int(referred(backbone).answer_F.sum())
-    for rows, expected in ((2 * answers - 10, answers - 5), (2 * answers + 20, answers + 10)):
-        reference = referred(backbone, rows=rows)
-        assert len(reference.fitted_R) == expected
-        fitted = int(reference.answer_F[reference.fitted_R].sum())
-        assert fitted == min(answers, expected)
-    assert len(referred(backbone, rows=10**6).fitted_R) == len(referred(backbone).packed.ids_F)
+def test_no_more_references_than_asked_and_every_label_before_a_second_of_any():
+    backbone = family("gqa")
+    for most in (3, 5, 6):
+        reference = referred(backbone, most=most)
+        assert len(reference.packed.lengths) == most == len(reference.hidden_ST)
+        labels = [shots().items[s].output for s in chosen(reference, backbone)]
+        counts = sorted(labels.count(label) for label in LABELS)
+        assert counts[-1] - counts[0] <= 1
 
 
-def test_no_more_rows_than_asked():
-    reference = referred(family("gqa"), shots(), most=5)
-    assert len(reference.packed.lengths) == 5 == len(reference.hidden_ST)
+def test_tokens_are_bounded_and_two_rows_remain():
+    backbone = family("gqa")
+    longest = max(referred(backbone).packed.lengths)
+    for tokens in (100, 200, 300):
+        assert tokens - longest < len(referred(backbone, tokens=tokens).packed.ids_F) <= tokens
+    assert len(referred(backbone, tokens=1).packed.lengths) == 2
+
+
+def chosen(reference, backbone):
+    """Which shots the rows are: the first token that each hides begins its own."""
+    starts = [span.start for span in rendered(backbone).spans]
+    return [starts.index(int(hidden_T.nonzero()[0])) for hidden_T in reference.hidden_ST]

@@ -86,7 +86,8 @@ def test_the_fit_is_better_than_dropping_the_rest(name):
 
 
 def test_more_slots_lose_less():
-    losses = [written("gqa", slots, Config(dtype="float32"))[1].report["kl_estimate"] for slots in (10, 60, 382)]
+    config = Config(dtype="float32")
+    losses = [written("gqa", slots, config)[1].report["kl_estimate"] for slots in (10, 60, 382)]
     assert losses[0] > losses[1] > losses[2]
     assert losses[2] < 1e-3
 

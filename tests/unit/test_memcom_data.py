@@ -1,4 +1,6 @@
-"""Synthetic tasks and the batches that compressors learn from: the fast path is the text's, and nothing leaks."""
+"""Synthetic tasks and the batches that compressors learn from: the fast path is the text, nothing leaks."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from memtoken_cli.methods.memcom.episodes import (
     StreamEpisodes,
 )
 
-STREAM = Stream(classes=4, pool=3, content=2, filler=1, words=14, fillers=5, labels=6)
+STREAM = Stream(classes=4, pool=3, content=2, filler=1, words=14, fillers=5, labels=6, noise=0.0)
 
 
 def test_ids_are_what_the_tokenizer_makes_of_the_text() -> None:
@@ -47,6 +49,21 @@ def test_words_belong_to_one_class_of_a_task() -> None:
                 means.setdefault(word, set()).add(label)
         assert all(len(labels) == 1 for labels in means.values())
         assert len(means) <= STREAM.classes * STREAM.pool
+
+
+def test_noise_changes_what_is_said_and_not_what_is_right() -> None:
+    noisy = replace(STREAM, noise=0.4)
+    drawn, clean = noisy.draw(50, 40, generator(1)), STREAM.draw(50, 40, generator(1))
+    assert torch.equal(drawn.label_BS, clean.label_BS)
+    said = drawn.ids_BT.view(50, 40, -1)[..., -1]
+    wrong = float((said != drawn.label_BS).float().mean())
+    assert 0.27 < wrong < 0.33  # one draw in four is the right one
+    assert torch.equal(drawn.ids_BT.view(50, 40, -1)[..., :-1], clean.ids_BT.view(50, 40, -1)[..., :-1])
+    for seed in range(5):
+        shots, queries = noisy.task(30, 30, generator(seed))
+        means = {w: q.output for q in queries for w in q.input.split() if w.startswith("word")}
+        again = {w: q.output for q in reversed(queries) for w in q.input.split() if w.startswith("word")}
+        assert means == again and len(shots.items) == 30
 
 
 def test_tasks_differ_and_seeds_repeat() -> None:

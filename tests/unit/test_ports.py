@@ -57,9 +57,7 @@ def test_a_prefix_enters_as_if_it_stood_in_front(make: Make) -> None:
     front = backbone.model.get_input_embeddings()(ids()[:, :CUT])
     written = ports.enter_prefix(backbone, front, place(0, CUT), torch.full((B,), CUT))
     rest = T - CUT
-    got = ports.read_rows(
-        backbone, written, ids()[:, CUT:], causal(rest), place(CUT, T), torch.arange(rest)
-    )
+    got = ports.read_rows(backbone, written, ids()[:, CUT:], causal(rest), place(CUT, T), torch.arange(rest))
     torch.testing.assert_close(got, backbone.model(input_ids=ids()).logits[:, CUT:], atol=2e-5, rtol=2e-5)
 
 

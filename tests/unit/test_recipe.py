@@ -65,7 +65,7 @@ def test_the_shortest_recipe_has_every_default() -> None:
 def test_a_full_recipe() -> None:
     recipe = parse(
         "method: toy\nseed: 3\n"
-        "model: {new: qwen2, layers: 2, width: 8, heads: 2, kv_heads: 1, context: 64,\n"
+        "model: {new: qwen3, layers: 2, width: 8, heads: 2, kv_heads: 1, context: 64,\n"
         "  pretrain: {steps: 5, lr: 1e-2}}\n"
         "data: {path: corpus, stream: true}\ntoy: {ratios: [2, 8], bias: false}\n"
         "train: {lr: 1e-4, betas: [0.9, 0.95]}\nexpect: {accuracy: 0.5, margin: 1}\n"

@@ -23,7 +23,7 @@ class Config(BaseModel):
         cap: no head keeps more than this many times the mean. bias: whether kept tokens get a weight of their own.
         queries: what the memory is prepared for: the shots themselves ("shots"), a repetition ("repeat"), "auto", or
             a file of typical queries.
-        references: shots read as queries, at most. rows: queries fitted, at most, per key/value head.
+        references, tokens: shots read as queries, and their tokens, at most.
         refine: steps of distillation after the closed form. data: a file of unlabelled queries to distil on, too.
         calibrate: fit a bias a label on the shots. dtype: of the stored keys and values.
     """
@@ -40,7 +40,7 @@ class Config(BaseModel):
     bias: Literal["none", "mass"] = "mass"
     queries: str = "auto"
     references: int = Field(60, ge=2)
-    rows: int = Field(2700, ge=16)
+    tokens: int = Field(896, ge=16)
     refine: int = Field(0, ge=0)
     data: str | None = None
     calibrate: Literal["auto", "off"] = "auto"

@@ -100,7 +100,7 @@ def written(
         template,
         queries=config.queries,
         most=config.references,
-        rows=config.rows,
+        tokens=config.tokens,
         generator=torch.Generator().manual_seed(seed),
     )
     found = write(backbone, full, rows, slots, config)

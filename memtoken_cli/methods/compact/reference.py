@@ -1,6 +1,6 @@
 """The rows that stand for future queries: the shots themselves, a repetition, or the user's own queries.
 
-Shape suffixes: S reference rows, F tokens of all rows laid flat, R fitted ones among them, T prompt tokens.
+Shape suffixes: S reference rows, F tokens of all rows laid flat, T prompt tokens.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,11 @@ PIECE = 256
 @dataclass
 class Reference:
     """packed: the rows, at positions after the prompt. hidden_ST: prompt tokens a row must not see
-    (its own copy and exact duplicates). answer_F: True where the next token belongs to the answer.
-    fitted_R: the query tokens that scores and fits look at."""
+    (its own copy and exact duplicates). answer_F: True where the next token belongs to the answer."""
 
     packed: Packed
     hidden_ST: Tensor
     answer_F: Tensor
-    fitted_R: Tensor
 
     @property
     def hidden_FT(self) -> Tensor:
@@ -47,16 +45,16 @@ def reference(
     *,
     queries: str,
     most: int,
-    rows: int,
+    tokens: int,
     generator: torch.Generator,
 ) -> Reference:
-    """queries: "auto", "shots", "repeat" or a file. most: reference rows at most; rows: fitted queries at
-    most per key/value head, every answer position before any other. Raises DataError for a bad file."""
+    """queries: "auto", "shots", "repeat" or a file. At most `most` shots of about `tokens` tokens in all,
+    balanced over labels. Raises DataError for a bad file."""
     t = len(rendered.ids)
     if queries == "auto":
         queries = "repeat" if shots.kind == "plain" else "shots"
     if queries == "shots":
-        chosen = torch.randperm(len(shots.items), generator=generator)[:most].sort().values.tolist()
+        chosen = _balanced(shots, rendered, most, tokens, generator)
         spans = [rendered.spans[s] for s in chosen]
         ids = [rendered.ids[span.start : span.end] for span in spans]
         hidden_ST = hidden_tokens(shots.items, rendered)[chosen]
@@ -70,15 +68,26 @@ def reference(
     answer_F = torch.zeros(len(packed.ids_F), dtype=torch.bool)
     for start, (first, last) in zip(_starts(ids), answer, strict=True):
         answer_F[start + first : start + last] = True
-    groups = backbone.dims.heads // backbone.dims.kv_heads
-    return Reference(packed, hidden_ST, answer_F, _sample(answer_F, max(1, rows // groups), generator))
+    return Reference(packed, hidden_ST, answer_F)
 
 
-def _sample(answer_F: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    answers, other = answer_F.nonzero().flatten(), (~answer_F).nonzero().flatten()
-    answers = answers[torch.randperm(len(answers), generator=generator)]
-    other = other[torch.randperm(len(other), generator=generator)]
-    return torch.cat([answers, other])[:most].sort().values
+def _balanced(
+    shots: Shots, rendered: Rendered, most: int, tokens: int, generator: torch.Generator
+) -> list[int]:
+    """Shots in random order, one of every label before a second of any; two at least."""
+    seen: dict[str | None, int] = {}
+    order = []
+    for s in torch.randperm(len(shots.items), generator=generator).tolist():
+        label = shots.items[s].output
+        seen[label] = seen.get(label, 0) + 1
+        order.append((seen[label] if label is not None else 0, s))
+    chosen: list[int] = []
+    for _, s in sorted(order, key=lambda entry: entry[0]):
+        tokens -= rendered.spans[s].end - rendered.spans[s].start
+        if len(chosen) >= most or (tokens < 0 and len(chosen) >= 2):
+            break
+        chosen.append(s)
+    return sorted(chosen)
 
 
 def _starts(rows: Sequence[Sequence[int]]) -> list[int]:

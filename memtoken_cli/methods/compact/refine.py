@@ -58,6 +58,8 @@ def refine(
             return float(_divergence(wanted_held, _says(backbone, moving, full, chosen, held)))
 
     found = Refined(memory, 0, before := on_held(), before)
+    if not trained:
+        return found  # a single row: nothing is left to learn from
     since = 0
     for step in range(1, steps + 1):
         picked = torch.randperm(len(trained), generator=generator)[:BATCH].tolist()

@@ -1,24 +1,20 @@
 """Which prompt tokens matter: squared attention of the reference queries times what a token adds.
 
-The reference queries are the shots themselves, each read as a query while its own copy is hidden
-(leave-one-out): that is what the memory will be asked.
-
-Shape suffixes: S reference rows, F query tokens of all rows laid flat, R scored ones among them,
-T prompt tokens, N key/value heads, G query heads of each, D head width, L layers.
+Shape suffixes: F query tokens of all rows laid flat, f a few of them, T prompt tokens, N key/value heads,
+G query heads of each, H = N G, D head width, L layers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ...engine.attend import Hidden, Packing, Site, attend
+from ...engine.attend import Packing, Site
 from ...engine.backbone import CausalLM, hides
-from ...engine.memory import LayerKV, Layers
+from ...engine.memory import Layers
 from .reference import Reference
-
-TILE = 128
+from .view import View, own
 
 
 @dataclass
@@ -31,27 +27,30 @@ class Score:
     backbone: CausalLM
     memory: Layers
     reference: Reference
-    packing: Packing
-    position_BT: Tensor
+    packing: Packing | None
+    position_BT: Tensor | None
     squared: list[Tensor] = field(default_factory=list)
     grams: list[Callable[[], Tensor]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.hidden = hides(self.reference.hidden_FT.to(self.position_BT.device), self.memory)
+        self.hidden = hides(self.reference.hidden_FT.to(self.backbone.device), self.memory)
 
     def __call__(self, site: Site) -> Tensor:
-        kv, G, N = self.memory.layers[site.layer], site.groups, len(self.memory.layers[site.layer].sizes)
-        scored_R = self.reference.fitted_R.to(site.q_BHTD.device)
+        kv = self.memory.layers[site.layer]
         self.grams.append(self.backbone.output_gram(site))
-        unseen_RT = out_of_sight(site, kv, self.hidden, scored_R)
-        squared_NT = torch.zeros(N, unseen_RT.shape[1], device=unseen_RT.device)
-        for n, (k_TD, *_) in enumerate(kv.heads()):
-            q_GRD = site.q_HFD[n * G : n * G + G, scored_R]
-            for part, unseen in tiles(q_GRD, unseen_RT):
-                A_GRT = softmax(site.memory_logits(part, k_TD, unseen), unseen)
-                squared_NT[n] += torch.linalg.vector_norm(A_GRT, dim=(0, 1)).square_() / (G * len(scored_R))
-        self.squared.append(squared_NT)
-        return attend(site, kv, self.hidden)
+        view, (own_HF, own_HFD) = View(site, kv, self.hidden), own(site)
+        squared, masses, answers = [], [], []
+        for n, (k_TD, v_TD, *_) in enumerate(kv.heads()):
+            squared_T, v_TD = torch.zeros(len(k_TD), device=k_TD.device), v_TD.float()
+            for mass_Gf1, A_GfT in view.tiles(n, k_TD):
+                masses.append(mass_Gf1)
+                answers.append(A_GfT @ v_TD)
+                squared_T += A_GfT.square_().flatten(0, 1).sum(0)
+            squared.append(squared_T / (site.groups * own_HF.shape[1]))
+        self.squared.append(torch.stack(squared))
+        mass_HF1, prompt_HFD = (_heads(parts, len(kv.sizes)) for parts in (masses, answers))
+        share_HF1 = torch.sigmoid(mass_HF1 - own_HF[..., None])
+        return site.place((own_HFD + share_HF1 * (prompt_HFD - own_HFD)).to(site.q_BHTD.dtype))
 
     def score_LNT(self) -> list[Tensor]:
         """[N,T] float32 a layer; call after the forward."""
@@ -64,21 +63,7 @@ class Score:
         return scores
 
 
-def out_of_sight(site: Site, kv: LayerKV, hidden: Hidden, query_R: Tensor) -> Tensor:
-    """True [R,T] where a query does not see a token of the whole prompt, in every head alike."""
-    F = site.q_BHTD.shape[2]
-    hidden_RT = hidden(site.layer, 0, 0, F)[query_R]
-    far_FT = site.far_FM(None if kv.pos_X is None else kv.pos_X[: kv.sizes[0]], 0, F)
-    return hidden_RT if far_FT is None else hidden_RT | far_FT[query_R]
-
-
-def softmax(logits_GRT: Tensor, unseen_RT: Tensor) -> Tensor:
-    """Over the prompt alone; a query that sees none of it attends to nothing."""
-    blind_R = unseen_RT.all(-1)
-    weights = logits_GRT.softmax(-1)
-    return weights.masked_fill_(blind_R[:, None], 0.0) if blind_R.any() else weights
-
-
-def tiles(q_GRD: Tensor, unseen_RT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Queries and what they do not see, a few at a time: whole logits of long prompts fall out of the cache."""
-    return zip(q_GRD.split(TILE, 1), unseen_RT.split(TILE), strict=True)
+def _heads(parts: list[Tensor], N: int) -> Tensor:
+    """Tiles [G,f,E] of one head after the other, as [H,F,E]."""
+    each = len(parts) // N
+    return torch.cat([torch.cat(parts[n * each : n * each + each], 1) for n in range(N)])

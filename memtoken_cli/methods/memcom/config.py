@@ -70,26 +70,28 @@ class StreamSection(Section):
     """`data.stream:` a seeded stream of in-context classification tasks; see `data.icl.Stream`."""
 
     classes: int = Field(default=4, ge=2)
-    pool: int = Field(default=4, ge=1)
+    pool: int = Field(default=1, ge=1)
     content: int = Field(default=1, ge=1)
-    filler: int = Field(default=3, ge=0)
+    filler: int = Field(default=2, ge=0)
     words: int = Field(default=16, ge=2)
     fillers: int = Field(default=8, ge=1)
     labels: int = Field(default=4, ge=2)
+    noise: float = Field(default=0.4, ge=0, le=1)
 
 
 class LessonSection(Section):
-    """`data.lessons:` a new backbone learns easier tasks first, as it finds no way into the hard ones.
+    """`data.lessons:` a new backbone learns easy tasks beside the hard ones (alone it finds no way into them).
 
     Attributes:
-        share: of the pretraining's steps.
-        pool, content, filler, shots: of this lesson's tasks; left out: the stream's (and its longest prompt).
+        share: how often, relative to the other lessons.
+        pool, content, filler, noise, shots: of this lesson's tasks; left out: the stream's.
     """
 
-    share: float = Field(gt=0, le=1)
+    share: float = Field(gt=0)
     pool: int | None = Field(default=None, ge=1)
     content: int | None = Field(default=None, ge=1)
     filler: int | None = Field(default=None, ge=0)
+    noise: float | None = Field(default=None, ge=0, le=1)
     shots: int | None = Field(default=None, ge=2)
 
 
@@ -144,8 +146,6 @@ class DataConfig(Section):
     def _one_source(self) -> DataConfig:
         if (self.stream is None) == (self.shots is None and self.corpus is None):
             raise ValueError("give stream, or shots and/or corpus")
-        if self.lessons and abs(sum(lesson.share for lesson in self.lessons) - 1) > 1e-6:
-            raise ValueError("the shares of the lessons add up to 1")
         return self
 
 

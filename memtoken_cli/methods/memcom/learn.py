@@ -23,7 +23,7 @@ from memtoken_cli.engine.ports import Written
 from memtoken_cli.engine.task import At, Loss, Phase
 from memtoken_cli.methods.memcom.config import TrainConfig
 from memtoken_cli.methods.memcom.episodes import IGNORE, Batch, Episodes
-from memtoken_cli.methods.memcom.model import Writer
+from memtoken_cli.methods.memcom.model import Writer, alive
 
 
 @dataclass
@@ -37,10 +37,12 @@ class Compression:
 
     def phases(self) -> Sequence[Phase]:
         """New parts, then (where `whole_steps` and the compressor's `weights` say so) everything."""
-        new, copied = self.writer.new_parts(), self.writer.copied_parts()
+        new = alive(self.writer, self.writer.new_parts())
+        copied = self.writer.copied_parts() if self.train.whole_steps else {}
         found = [self._phase("new", self.train.steps, self.train.lr, new)]
         if self.train.whole_steps:
-            found.append(self._phase("whole", self.train.whole_steps, self.train.whole_lr, new | copied))
+            both = alive(self.writer, new | copied)
+            found.append(self._phase("whole", self.train.whole_steps, self.train.whole_lr, both))
         return found
 
     def batch(self, at: At, generator: torch.Generator) -> Any:

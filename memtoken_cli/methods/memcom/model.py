@@ -5,9 +5,9 @@
     O_l = U_l + CrossAttn_l(LN U_l, LN S_l, LN S_l)
 
 The frozen target makes keys and values of O_l with its own projections. Both stacks are copies of the
-target's decoder, of whatever family: cross-attention enters through hooks, and no part of them is asked for
-by name. `Gist` and `layers: last` are baselines: the first keeps the keys and values of tokens appended to the
-source (Mu et al. 2023), the second enters one layer's output as a soft prompt (as ICAE, Ge et al. 2023).
+target's decoder, of whatever family: cross-attention enters through hooks, and no part is asked for by name.
+`Gist` and `layers: last` are baselines: the first keeps the keys and values of tokens appended to the source
+(Mu et al. 2023), the second enters one layer's output as a soft prompt (as ICAE, Ge et al. 2023).
 
 Shape suffixes: B rows, T source tokens, M memory tokens, E model width.
 """
@@ -15,7 +15,7 @@ Shape suffixes: B rows, T source tokens, M memory tokens, E model width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ from memtoken_cli.methods.memcom.cross import CrossAttention
 
 
 class Writer(Protocol):
-    """What every compressor does, and which of its parameters are new or copied."""
+    """What every compressor does, and which of its parameters are new or copied, used or not."""
 
     def write(self, ids_BT: Tensor, length_B: Tensor, slots: int) -> Written:
         """Memories of `slots` tokens from prompts padded on the right. Raises DataError beyond its tokens."""
@@ -48,6 +48,28 @@ def compressor(target: CausalLM, config: Config, seed: int) -> Writer:
     with torch.random.fork_rng():
         torch.manual_seed(seeds.derive(seed, "memcom"))
         return Gist(target, config) if config.writer == "gist" else MemCom(target, config)
+
+
+def alive(writer: Writer, parameters: Mapping[str, Parameter]) -> dict[str, Parameter]:
+    """Those of the parameters that what is written depends on: the last layers of a stack have parts whose
+    outputs nobody reads."""
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        device = next(iter(parameters.values())).device
+        ids_1T, length_1 = (
+            torch.zeros(1, 2, dtype=torch.long, device=device),
+            torch.tensor([2], device=device),
+        )
+        written = writer.write(ids_1T, length_1, 1)
+        total = sum(x.float().sum() for kv in written.layers for x in kv)
+        assert isinstance(total, Tensor)
+        found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    finally:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+    return {n: p for (n, p), g in zip(parameters.items(), found, strict=True) if g is not None}
 
 
 class MemCom(nn.Module):

@@ -23,9 +23,10 @@ from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memcom.config import READING, Config, TrainConfig
 from memtoken_cli.methods.memcom.learn import Compression
 from memtoken_cli.methods.memcom.model import Writer, compressor
-from memtoken_cli.methods.memcom.source import episodes, target, template_of
+from memtoken_cli.methods.memcom.source import BACKBONE, episodes, target, template_of
 from memtoken_cli.recipe.canonical import lock_text
 from memtoken_cli.recipe.schema import Recipe
+from memtoken_cli.recipe.sections import NewModel
 
 NAME = "memcom"
 VARIANTS: dict[str, dict[str, str]] = {
@@ -77,9 +78,9 @@ def save(path: Path, writer: Writer, backbone: CausalLM, recipe: Recipe, report:
     train: TrainConfig = recipe.train
     moved = writer.new_parts() | (writer.copied_parts() if train.whole_steps else {})
     tensors = {name: parameter.detach().contiguous() for name, parameter in moved.items()}
-    model = ModelRef(
-        name=backbone.name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest
-    )
+    # a new model lies beside the artifact: its path must not get into the bytes
+    name = BACKBONE if isinstance(recipe.model, NewModel) else backbone.name
+    model = ModelRef(name=name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest)
     about = {
         "config": recipe.config.shape,
         "template": template_of(recipe).text,

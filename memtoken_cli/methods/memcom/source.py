@@ -86,8 +86,8 @@ def _every(train: TrainSection) -> dict[str, int]:
 
 
 class Lessons:
-    """Batches of a new backbone's first training: tasks of one lesson after the other, about as many tokens
-    in every step. The wanted tokens are all labels."""
+    """Batches of a new backbone's first training: each of one lesson, drawn by its share, all of about as
+    many tokens. The wanted tokens are the right labels of all shots."""
 
     def __init__(self, stream: Stream, data: DataConfig, rows: int) -> None:
         self.stream, self.longest = stream, max(data.counts)
@@ -95,21 +95,14 @@ class Lessons:
         self.tokens = rows * self.longest * stream.shot_tokens
 
     def __call__(self, at: At, generator: torch.Generator) -> Lesson:
-        lesson = self._now(at)
-        said = lesson.model_dump(include={"pool", "content", "filler"}, exclude_none=True)
+        shares = torch.tensor([lesson.share for lesson in self.lessons])
+        lesson = self.lessons[int(torch.multinomial(shares, 1, generator=generator))]
+        said = lesson.model_dump(include={"pool", "content", "filler", "noise"}, exclude_none=True)
         stream, shots = replace(self.stream, **said), lesson.shots or self.longest
         rows = max(1, self.tokens // (shots * stream.shot_tokens))
         drawn = stream.draw(rows, shots, generator)
         wanted = torch.arange(1, shots + 1) * stream.shot_tokens - 2
         return Lesson(drawn.ids_BT, wanted, drawn.label_BS)
-
-    def _now(self, at: At) -> LessonSection:
-        done = 0.0
-        for lesson in self.lessons:
-            done += lesson.share
-            if at.index < done * at.steps:
-                return lesson
-        return self.lessons[-1]
 
 
 def episodes(recipe: Recipe, backbone: CausalLM) -> Episodes:
