@@ -42,7 +42,7 @@ def compress(
 
 
 def load(path: str | Path, *, model: str | CausalLM | None = None) -> PromptMemory:
-    """Open a memory artifact. Raises DataError where the file is damaged, UsageError for another model's memory."""
+    """Open a memory artifact. Raises DataError for a damaged file, UsageError for another model's memory."""
     from .io.progress import silence_third_party
 
     silence_third_party()  # transformers reads its settings when it is imported

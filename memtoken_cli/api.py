@@ -1,4 +1,4 @@
-"""The objects behind `memtoken_cli.compress` and `memtoken_cli.load`: a memory with the model that reads it."""
+"""What `memtoken_cli.compress` and `memtoken_cli.load` return: a memory with the model that reads it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -129,7 +129,10 @@ def read_shots(path: str | Path) -> Shots:
 
 def shots_of(records: Iterable[Mapping[str, Any]], source: str = "<records>") -> Shots:
     """`read_shots` of records at hand; a record's place in the sequence is its line."""
-    raw = [(n, json.dumps(dict(r), ensure_ascii=False, sort_keys=True).encode()) for n, r in enumerate(records, 1)]
+    raw = [
+        (n, json.dumps(dict(r), ensure_ascii=False, sort_keys=True).encode())
+        for n, r in enumerate(records, 1)
+    ]
     if len(raw) < 2:
         raise DataError(f"{len(raw)} shots are too few", hint="at least 2 shots", where=source)
     items, kind = _records(raw, source)

@@ -54,7 +54,9 @@ class Packing:
                 rows, cols = self.rows_F[start : start + size], self.cols_F[start : start + size]
                 same = rows[:, None] == rows[None, :]
                 mask_BTT = self.mask_BTT.expand(len(self.lengths), -1, -1)
-                out.append((start, start + size, same & mask_BTT[rows[:, None], cols[:, None], cols[None, :]]))
+                out.append(
+                    (start, start + size, same & mask_BTT[rows[:, None], cols[:, None], cols[None, :]])
+                )
                 first, start = row + 1, start + size
         return out
 
@@ -105,7 +107,9 @@ class Site:
             return None
         return self.position_F[start:stop, None] - pos_M[None, :] >= self.window
 
-    def memory_logits(self, q_GFD: Tensor, k_MD: Tensor, hidden_FM: Tensor | None, bias_M: Tensor | None = None) -> Tensor:
+    def memory_logits(
+        self, q_GFD: Tensor, k_MD: Tensor, hidden_FM: Tensor | None, bias_M: Tensor | None = None
+    ) -> Tensor:
         """float32 [G,F,M] of one key/value head."""
         logits = self.capped((q_GFD.float() @ k_MD.float().T).mul_(self.scaling))
         if bias_M is not None:
@@ -225,7 +229,9 @@ def attend(site: Site, kv: LayerKV, hidden: Hidden | None = None) -> Tensor:
     return site.place(torch.cat(outs, 1))
 
 
-def _either(site: Site, n: int, pos_M: Tensor | None, hidden: Hidden | None, start: int, stop: int) -> Tensor | None:
+def _either(
+    site: Site, n: int, pos_M: Tensor | None, hidden: Hidden | None, start: int, stop: int
+) -> Tensor | None:
     far = site.far_FM(pos_M, start, stop)
     if hidden is None:
         return far
@@ -266,7 +272,11 @@ def _attention(  # type: ignore[no-untyped-def]
     B, _h, T, D = query.shape
     mask = attention_mask
     if reader.packing is None:
-        mask = query.new_ones(B, T, key.shape[2], dtype=torch.bool) if mask is None else mask[:, 0].expand(B, T, -1)
+        mask = (
+            query.new_ones(B, T, key.shape[2], dtype=torch.bool)
+            if mask is None
+            else mask[:, 0].expand(B, T, -1)
+        )
     scale = D**-0.5 if scaling is None else scaling
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     site = Site(

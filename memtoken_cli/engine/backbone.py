@@ -162,7 +162,7 @@ class CausalLM:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the configuration's shape and a sample of every weight, the same for any dtype on disk."""
+        """sha256 over a sample of every weight and its shape, the same for any dtype on disk."""
         digest = hashlib.sha256()
         for key, weight in sorted(self.model.state_dict().items()):
             flat = weight.reshape(-1)
@@ -228,7 +228,9 @@ class CausalLM:
                 hint="compress with budget=uniform bias=none",
             )
         for kv, window in zip(memory.layers, self.dims.windows, strict=True):
-            newest = torch.arange(memory.next_position - kv.sizes[0], memory.next_position).repeat(len(kv.sizes))
+            newest = torch.arange(memory.next_position - kv.sizes[0], memory.next_position).repeat(
+                len(kv.sizes)
+            )
             if window is not None and kv.pos_X is not None and not torch.equal(kv.pos_X.cpu(), newest.int()):
                 raise UsageError(
                     f"an ordinary cache cannot tell which tokens a sliding window of {window} has passed",
@@ -236,7 +238,10 @@ class CausalLM:
                 )
         cache = DynamicCache(config=self.model.config)
         for layer, kv in enumerate(memory.layers):
-            k, v = (x.to(self.device, self.dtype).view(1, len(kv.sizes), -1, x.shape[1]) for x in (kv.k_XD, kv.v_XD))
+            k, v = (
+                x.to(self.device, self.dtype).view(1, len(kv.sizes), -1, x.shape[1])
+                for x in (kv.k_XD, kv.v_XD)
+            )
             cache.update(k, v, layer)
         return cache
 
@@ -308,7 +313,11 @@ class CausalLM:
             position = named.get("position_ids")
             if position is None:
                 cache, mask = named.get("cache"), named.get("attention_mask")
-                source = named.get("input_ids") if named.get("input_ids") is not None else named.get("inputs_embeds")
+                source = (
+                    named.get("input_ids")
+                    if named.get("input_ids") is not None
+                    else named.get("inputs_embeds")
+                )
                 ids = cast(Tensor, args[0] if args else source)
                 past = 0 if cache is None else cache.get_seq_length()
                 if mask is not None and mask.dim() == 2:

@@ -36,7 +36,9 @@ class LayerKV:
 
     def __post_init__(self) -> None:
         if self.k_XD.shape[0] != sum(self.sizes) or self.v_XD.shape[0] != self.k_XD.shape[0]:
-            raise DataError(f"a layer's head sizes add up to {sum(self.sizes)}, its keys to {self.k_XD.shape[0]}")
+            raise DataError(
+                f"a layer's head sizes add up to {sum(self.sizes)}, its keys to {self.k_XD.shape[0]}"
+            )
         if any(x is not None and x.shape != self.k_XD.shape[:1] for x in (self.bias_X, self.pos_X)):
             raise DataError("a layer's biases or positions are not as many as its keys")
 
@@ -65,7 +67,11 @@ class LayerKV:
             return None if x is None else x[flat]
 
         return LayerKV(
-            self.k_XD[flat], self.v_XD[flat], tuple(len(c) for c in chosen), pick(self.bias_X), pick(self.pos_X)
+            self.k_XD[flat],
+            self.v_XD[flat],
+            tuple(len(c) for c in chosen),
+            pick(self.bias_X),
+            pick(self.pos_X),
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "LayerKV":
@@ -73,7 +79,11 @@ class LayerKV:
             return None if x is None else x.to(device)
 
         return LayerKV(
-            self.k_XD.to(device, dtype), self.v_XD.to(device, dtype), self.sizes, move(self.bias_X), move(self.pos_X)
+            self.k_XD.to(device, dtype),
+            self.v_XD.to(device, dtype),
+            self.sizes,
+            move(self.bias_X),
+            move(self.pos_X),
         )
 
 
@@ -140,7 +150,9 @@ class Tokens:
 Memory = Layers | Tokens
 
 
-def from_tensors(port: str, tensors: Mapping[str, Tensor], next_position: int = 0, names: Sequence[str] = ()) -> Memory:
+def from_tensors(
+    port: str, tensors: Mapping[str, Tensor], next_position: int = 0, names: Sequence[str] = ()
+) -> Memory:
     """The memory that `tensors()` wrote. Raises DataError where a tensor is missing or does not fit."""
     try:
         if port != "layers":
@@ -148,10 +160,14 @@ def from_tensors(port: str, tensors: Mapping[str, Tensor], next_position: int = 
         layers = []
         for i, sizes in enumerate(tensors["layers.sizes_LN"].tolist()):
             part = {key: tensors.get(f"layers.{i}.{key}") for key in ("bias_X", "pos_X")}
-            layers.append(LayerKV(tensors[f"layers.{i}.k_XD"], tensors[f"layers.{i}.v_XD"], tuple(sizes), **part))
+            layers.append(
+                LayerKV(tensors[f"layers.{i}.k_XD"], tensors[f"layers.{i}.v_XD"], tuple(sizes), **part)
+            )
         return Layers(tuple(layers), next_position)
     except KeyError as missing:
-        raise DataError(f"the memory lacks its tensor {missing}", hint="compress the prompt again") from missing
+        raise DataError(
+            f"the memory lacks its tensor {missing}", hint="compress the prompt again"
+        ) from missing
 
 
 def join(memories: Sequence[Layers]) -> Layers:

@@ -1,7 +1,6 @@
 """`compact` beside the baselines on a recipe's data: which draws, which contestants, which model."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from ...data.pool import Draw, draw, read_pool
@@ -58,7 +57,9 @@ def _draws(data: DataConfig, backbone: CausalLM, template: Template, seed: int) 
         yield Draw(read_shots(data.shots or ""), tuple((test or [])[: data.queries]), seed)
         return
     pool = read_pool(data.pool)
-    first = None if data.labels == "whole" else lambda label: answer_ids(template, backbone.tokenizer, label)[0]
+    first = (
+        None if data.labels == "whole" else lambda label: answer_ids(template, backbone.tokenizer, label)[0]
+    )
     for number in range(data.draws):
         yield draw(
             pool,

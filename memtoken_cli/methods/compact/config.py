@@ -13,18 +13,20 @@ class Config(BaseModel):
     """How a prompt is written and compacted.
 
     Attributes:
-        template: how a shot is written, such as "Query: {input}\\nIntent: {output}\\n\\n"; left out: fits the records.
+        template: how a shot is written, such as "Query: {input}\\nIntent: {output}\\n\\n"; left out: fits the
+            records.
         instruction: text in front of the shots. order: as given, or shuffled by the seed.
         truncate: "shots" drops the last shots that the model's context cannot hold; they are counted.
-        chunk: tokens of a piece that is compacted alone where the prompt is longer than the context; "auto": half
-            the context.
-        budget: how many tokens each head keeps: adaptive (over all layers), adashare (heads of a layer more alike),
-            uniform (as many in each).
-        cap: no head keeps more than this many times the mean. bias: whether kept tokens get a weight of their own.
-        queries: what the memory is prepared for: the shots themselves ("shots"), a repetition ("repeat"), "auto", or
-            a file of typical queries.
+        chunk: tokens of a piece that is compacted alone where the prompt is longer than the context; "auto":
+            half the context.
+        budget: how many tokens each head keeps: adaptive (over all layers), adashare (heads of a layer more
+            alike), uniform (as many in each).
+        cap: no head keeps more than this many times the mean.
+        bias: whether kept tokens get a weight of their own.
+        queries: what the memory is prepared for: the shots themselves ("shots"), a repetition ("repeat"),
+            "auto", or a file of typical queries.
         references, tokens: shots read as queries, and their tokens, at most.
-        refine: steps of distillation after the closed form. data: a file of unlabelled queries to distil on, too.
+        refine: steps of distillation after the closed form. data: a file of unlabelled queries for it.
         calibrate: fit a bias a label on the shots. dtype: of the stored keys and values.
     """
 

@@ -66,7 +66,9 @@ class Fit:
             norm += float(Y_RD.square().sum())
         kept = whole.take(self.chosen[site.layer])
         bias_X = torch.cat(biases) if self.bias else None
-        self.layers.append(LayerKV(kept.k_XD.to(self.store), torch.cat(values), kept.sizes, bias_X, kept.pos_X))
+        self.layers.append(
+            LayerKV(kept.k_XD.to(self.store), torch.cat(values), kept.sizes, bias_X, kept.pos_X)
+        )
         self.errors.append(error / max(norm, 1e-30))
         return attend(site, self.layers[-1], self.hidden_kept)
 

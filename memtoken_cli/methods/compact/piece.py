@@ -18,7 +18,7 @@ from ...engine.memory import Layers
 from ...engine.method import Budget, Made
 from ...io.errors import DataError
 from .config import Config
-from .reference import reference
+from .reference import given, reference
 from .refine import refine
 from .write import write
 
@@ -54,7 +54,9 @@ def _runs(rendered: Rendered, size: int, source: str) -> list[list[int]]:
     for number, span in enumerate(rendered.spans):
         length = span.end - span.start
         if rendered.head + length > size:
-            raise DataError(f"shot {number + 1} alone has {length} tokens, more than a piece holds", where=source)
+            raise DataError(
+                f"shot {number + 1} alone has {length} tokens, more than a piece holds", where=source
+            )
         if runs[-1] and used + length > size:
             runs.append([])
             used = rendered.head
@@ -80,7 +82,9 @@ def shares(
     ends = [total * sum(lengths[:i]) // tokens for i in range(len(lengths) + 1)]
     slots = [stop - start for start, stop in pairwise(ends)]
     if min(slots) < 1:
-        raise DataError(f"{total} slots are too few for {len(pieces)} pieces", hint="keep more, or a larger chunk=")
+        raise DataError(
+            f"{total} slots are too few for {len(pieces)} pieces", hint="keep more, or a larger chunk="
+        )
     return [Budget(slots=n) for n in slots]
 
 
@@ -108,9 +112,17 @@ def written(
     seconds |= report.pop("seconds")
     if config.refine:
         clock = time.perf_counter()
-        refined = refine(backbone, memory, found.chosen, full, rows, config.refine, seed)
+        practice = rows
+        if config.data is not None:
+            t = len(rendered.ids)
+            practice = rows.beside(given(backbone, template, config.data, t, config.references))
+        refined = refine(backbone, memory, found.chosen, full, practice, config.refine, seed)
         memory = refined.memory
-        report["refine"] = {"steps": refined.steps, "kl_before": refined.kl_before, "kl_after": refined.kl_after}
+        report["refine"] = {
+            "steps": refined.steps,
+            "kl_before": refined.kl_before,
+            "kl_after": refined.kl_after,
+        }
         seconds["refine"] = time.perf_counter() - clock
     clock = time.perf_counter()
     about = {"calibration": _calibration(backbone, full, rendered, shots, template, config)}
@@ -122,7 +134,7 @@ def written(
 def _calibration(
     backbone: CausalLM, full: Layers, rendered: Rendered, shots: Shots, template: Template, config: Config
 ) -> dict[str, float] | None:
-    """A bias a label, where the shots carry labels of a closed set and cross-validation finds one that helps."""
+    """A bias a label, where the labels are a closed set and cross-validation finds one that helps."""
     if config.calibrate == "off" or len(shots.labels) < 2:
         return None
     trees = label_trees(backbone, template, shots.labels)

@@ -15,7 +15,7 @@ from ...engine.backbone import CausalLM, Packed
 from ...engine.leave_one_out import hidden_tokens
 
 REPEAT = "\n\nRepeat the text above:\n\n"
-PIECE = 256
+PIECE, REPEATED = 256, 17
 
 
 @dataclass
@@ -30,6 +30,17 @@ class Reference:
     @property
     def hidden_FT(self) -> Tensor:
         return self.hidden_ST[self.packed.row_F]
+
+    def beside(self, other: "Reference") -> "Reference":
+        """The rows of both."""
+        mine, theirs = self.packed, other.packed
+        packed = Packed(
+            torch.cat([mine.ids_F, theirs.ids_F]),
+            torch.cat([mine.position_F, theirs.position_F]),
+            mine.lengths + theirs.lengths,
+        )
+        hidden_ST = torch.cat([self.hidden_ST, other.hidden_ST])
+        return Reference(packed, hidden_ST, torch.cat([self.answer_F, other.answer_F]))
 
     @property
     def answers_W(self) -> Tensor:
@@ -53,22 +64,41 @@ def reference(
     t = len(rendered.ids)
     if queries == "auto":
         queries = "repeat" if shots.kind == "plain" else "shots"
-    if queries == "shots":
-        chosen = _balanced(shots, rendered, most, tokens, generator)
-        spans = [rendered.spans[s] for s in chosen]
-        ids = [rendered.ids[span.start : span.end] for span in spans]
-        hidden_ST = hidden_tokens(shots.items, rendered)[chosen]
-        # running text has no answer of its own: all of it is to be predicted
-        answer = [(max(span.answer - span.start - 1, 0), span.end - span.start - 1) for span in spans]
-    else:
-        ids = _repeated(backbone, rendered) if queries == "repeat" else _given(backbone, template, queries, most)
-        hidden_ST = torch.zeros(len(ids), t, dtype=torch.bool)
-        answer = [(len(row) - 1, len(row)) for row in ids]
+    if queries == "repeat":
+        ids = _repeated(backbone, rendered)
+        # the last tokens of a piece have the most of it to go by
+        return _rows(ids, t, [(max(len(row) - REPEATED, 0), len(row) - 1) for row in ids])
+    if queries != "shots":
+        return given(backbone, template, queries, t, most)
+    chosen = _balanced(shots, rendered, most, tokens, generator)
+    spans = [rendered.spans[s] for s in chosen]
+    ids = [rendered.ids[span.start : span.end] for span in spans]
+    # running text has no answer of its own: all of it is to be predicted
+    answers = [(max(span.answer - span.start - 1, 0), span.end - span.start - 1) for span in spans]
+    return _rows(ids, t, answers, hidden_tokens(shots.items, rendered)[chosen])
+
+
+def given(backbone: CausalLM, template: Template, path: str, t: int, most: int) -> Reference:
+    """The user's own queries, `most` at most, behind a prompt of t tokens; nothing is hidden from them."""
+    ids = [query_ids(template, backbone.tokenizer, query.input) for query in read_queries(path)[:most]]
+    return _rows(ids, t, [(len(row) - 1, len(row)) for row in ids])
+
+
+def _rows(
+    ids: Sequence[Sequence[int]],
+    t: int,
+    answers: Sequence[tuple[int, int]],
+    hidden_ST: Tensor | None = None,
+) -> Reference:
+    """answers: the places [first, last) of each row whose next token is to be predicted."""
     packed = Packed.rows(ids, t)
     answer_F = torch.zeros(len(packed.ids_F), dtype=torch.bool)
-    for start, (first, last) in zip(_starts(ids), answer, strict=True):
+    start = 0
+    for row, (first, last) in zip(ids, answers, strict=True):
         answer_F[start + first : start + last] = True
-    return Reference(packed, hidden_ST, answer_F)
+        start += len(row)
+    nothing_ST = torch.zeros(len(ids), t, dtype=torch.bool)
+    return Reference(packed, nothing_ST if hidden_ST is None else hidden_ST, answer_F)
 
 
 def _balanced(
@@ -90,19 +120,8 @@ def _balanced(
     return sorted(chosen)
 
 
-def _starts(rows: Sequence[Sequence[int]]) -> list[int]:
-    starts = [0]
-    for row in rows:
-        starts.append(starts[-1] + len(row))
-    return starts[:-1]
-
-
 def _repeated(backbone: CausalLM, rendered: Rendered) -> list[list[int]]:
     """The prompt again in pieces, each after the words that ask for it."""
     ask = backbone.tokenizer.encode(REPEAT, add_special_tokens=False)
     text = rendered.ids[rendered.head :]
     return [[*ask, *text[at : at + PIECE]] for at in range(0, len(text), PIECE)]
-
-
-def _given(backbone: CausalLM, template: Template, path: str, most: int) -> list[list[int]]:
-    return [query_ids(template, backbone.tokenizer, query.input) for query in read_queries(path)[:most]]

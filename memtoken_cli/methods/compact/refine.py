@@ -92,7 +92,10 @@ def _says(
 ) -> Tensor:
     """Logits [W,V] at the answers of some reference rows, each row's own copy hidden."""
     hidden = hides(part.hidden_FT.to(backbone.device), full, chosen)
-    packing, position_BT = part.packed.packing(backbone.device), part.packed.position_F[None].to(backbone.device)
+    packing, position_BT = (
+        part.packed.packing(backbone.device),
+        part.packed.position_F[None].to(backbone.device),
+    )
     return backbone.run_with(part.packed, Read(read.layers, packing, position_BT, hidden), part.answers_W)
 
 
@@ -109,8 +112,12 @@ class Part:
         whole = reference.packed
         start_B = torch.tensor(whole.lengths).cumsum(0) - torch.tensor(whole.lengths)
         index_F = torch.cat([torch.arange(whole.lengths[r]) + start_B[r] for r in rows])
-        packed = Packed(whole.ids_F[index_F], whole.position_F[index_F], tuple(whole.lengths[r] for r in rows))
-        return cls(packed, reference.answer_F[index_F].nonzero().flatten(), reference.hidden_ST[rows][packed.row_F])
+        packed = Packed(
+            whole.ids_F[index_F], whole.position_F[index_F], tuple(whole.lengths[r] for r in rows)
+        )
+        return cls(
+            packed, reference.answer_F[index_F].nonzero().flatten(), reference.hidden_ST[rows][packed.row_F]
+        )
 
 
 def _master(kv: LayerKV) -> LayerKV:

@@ -32,9 +32,10 @@ class View:
         self.blind = bool(unseen_FT.all(-1).any())
 
     def tiles(self, n: int, k_TD: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """(log of the prompt's mass [G,f,1], softmax over the prompt alone [G,f,T]) of key/value head n, a few
-        queries at a time: whole logits of long prompts fall out of the processor's cache. A query that sees
-        none of the prompt attends to nothing."""
+        """(log of the prompt's mass [G,f,1], softmax over the prompt alone [G,f,T]) of key/value head n.
+
+        A few queries at a time: whole logits of long prompts fall out of the processor's cache. A query
+        that sees none of the prompt attends to nothing."""
         G = self.site.groups
         q_GFD = self.site.q_HFD[n * G : n * G + G]
         for q_GfD, wall_fT in zip(q_GFD.split(TILE, 1), self.wall_FT.split(TILE), strict=True):
@@ -51,7 +52,7 @@ class View:
 
 
 def own(site: Site) -> tuple[Tensor, Tensor]:
-    """What queries get from their own rows: log mass [H,F] and answer [H,F,D], float32; a sink adds mass alone."""
+    """What queries get from their own rows, float32: log mass [H,F] and answer [H,F,D]; a sink adds mass."""
     logits_HFU = site.own_logits()
     mass_HF, answer_HFD = logits_HFU.logsumexp(-1), site.own_output(logits_HFU.softmax(-1)).float()
     if site.sink_H is None:

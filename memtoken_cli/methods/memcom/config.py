@@ -80,7 +80,7 @@ class StreamSection(Section):
 
 
 class LessonSection(Section):
-    """`data.lessons:` a new backbone learns easy tasks beside the hard ones (alone it finds no way into them).
+    """`data.lessons:` a new backbone learns easy tasks beside the hard ones, which alone it never learns.
 
     Attributes:
         share: how often, relative to the other lessons.

@@ -2,29 +2,42 @@
 
     CrossAttn_l(LN U_l, LN S_l, LN S_l)
 
-The output projection starts at zero, so that training starts from "memory ignored".
+The output projection starts at zero, so that training starts from "memory ignored". With places, counted in
+shares of the source (one a memory token), each token starts by looking at its own share and nothing else:
+without that, all tokens see the same mean of the whole source and training finds no way out of it.
 
 Shape suffixes: B rows, M memory tokens, T source tokens, E model width, H heads, D head width.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-THETA = 10_000.0
+FASTEST, THETA = math.pi, 100.0  # radians a share of the fastest channel; how much slower the slowest is
+PEAK = 6.0  # the logit of looking at one's own place at the start
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from U_l [B,M,E] to S_l [B,T,E]; with positions, queries and keys are rotated."""
+    """Multi-head attention from U_l [B,M,E] to S_l [B,T,E]; with places, queries and keys are rotated."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.memory_norm, self.source_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        nn.init.zeros_(self.out.weight)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(2))
+        D = width // heads
+        here = torch.zeros(D)
+        here[: D // 2] = math.sqrt(PEAK * math.sqrt(D) / max(1, D // 2))
+        with torch.no_grad():
+            for linear in (self.query, self.key):
+                linear.weight.mul_(0.1)
+                linear.bias.copy_(here.repeat(heads))
+            self.out.weight.zero_()
 
     def forward(
         self,
@@ -57,7 +70,7 @@ class CrossAttention(nn.Module):
 def rotate(x_BHTD: Tensor, place_BT: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021); places may be fractions. An odd last channel is left as it is."""
     half = x_BHTD.shape[-1] // 2
-    rate = THETA ** -(torch.arange(half, device=x_BHTD.device, dtype=torch.float32) / half)
+    rate = FASTEST * THETA ** -(torch.arange(half, device=x_BHTD.device, dtype=torch.float32) / half)
     angle_B1TD = (place_BT.float()[..., None] * rate)[:, None]
     cos, sin = angle_B1TD.cos().to(x_BHTD.dtype), angle_B1TD.sin().to(x_BHTD.dtype)
     a, b, rest = x_BHTD[..., :half], x_BHTD[..., half : 2 * half], x_BHTD[..., 2 * half :]

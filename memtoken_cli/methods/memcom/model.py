@@ -104,10 +104,10 @@ class MemCom(nn.Module):
         T = ids_BT.shape[1]
         place_1T = torch.arange(T, device=ids_BT.device)[None]
         seen_BT = None if bool((length_B == T).all()) else place_1T < length_B[:, None]
-        step_B1 = (length_B / slots)[:, None]
-        # each memory token stands in the middle of its share of the source
-        place_BM = (torch.arange(slots, device=ids_BT.device) + 0.5) * step_B1 - 0.5
-        places = (place_BM, place_1T.expand(len(ids_BT), T)) if self.config.rotary else (None, None)
+        # counted in shares of the source: each memory token stands in the middle of its own
+        place_BM = (torch.arange(slots, device=ids_BT.device) + 0.5).expand(len(ids_BT), slots)
+        place_BT = (place_1T + 0.5) * (slots / length_B)[:, None]
+        places = (place_BM, place_BT) if self.config.rotary else (None, None)
         tokens = self._tokens(len(ids_BT), slots)
 
         def add(layer: int, u_BME: Tensor) -> Tensor:
