@@ -64,7 +64,10 @@ def evaluate(
     ratio = ctx.tokens / max(1, int(memory.slots))
     ours = Contestant(method, lambda _ctx, _slots: Made(memory, dict(about)))
     others = [(ours, ratio), (RIVALS["fewer"], ratio), (RIVALS["none"], None)]
-    return [row.record() for row in [sitting.full, *(sitting.sit(*other) for other in others)]]
+    rows = [sitting.full, *(sitting.sit(*other) for other in others)]
+    # the memory was made before: what making it cost is in its own report
+    cost = ("compress_seconds", "compress_over_prefill")
+    return [{key: value for key, value in row.record().items() if key not in cost} for row in rows]
 
 
 def _by_labels(

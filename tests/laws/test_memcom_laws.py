@@ -22,12 +22,13 @@ from memtoken_cli.engine.task import At
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memcom.config import Config, DataConfig, TrainConfig
 from memtoken_cli.methods.memcom.episodes import IGNORE, ShotEpisodes
+from memtoken_cli.methods.memcom.exam import figures, margins
 from memtoken_cli.methods.memcom.learn import Compression, teacher_logits
 from memtoken_cli.methods.memcom.method import MemCom
 from memtoken_cli.methods.memcom.model import compressor
 from memtoken_cli.methods.memcom.run import open_compressor, train
 from memtoken_cli.methods.memcom.source import stream_of
-from memtoken_cli.recipe.schema import Recipe, parse
+from memtoken_cli.recipe.schema import Recipe, load, parse
 
 STREAM = """
 method: memcom
@@ -215,6 +216,9 @@ def test_same_seed_same_bytes_and_a_finished_run_is_left_alone(
     assert any("already done" in note for note in here.notes)
     with pytest.raises(UsageError, match=r"memcom\.layers"):
         train(recipe("memcom.layers=last"), Here(folder))
+    with pytest.raises(UsageError, match=r"pretrain belongs to another recipe: .*width"):
+        train(recipe("model.width=32"), Here(folder))
+    assert train(recipe("data.exam.tasks=7", "expect.over_none=0.5"), here) == path
 
 
 @pytest.mark.parametrize("ratio", [1.0, 2.5, 4.0])
@@ -289,3 +293,54 @@ def test_pretraining_goes_into_the_directory(tmp_path: Path) -> None:
     backbone = models.load(str(tmp_path / "backbone"), device="cpu", dtype="float32")
     untrained = new_backbone(recipe().model, stream_of(recipe().data).vocabulary, 0)  # type: ignore[arg-type]
     assert backbone.fingerprint != untrained.fingerprint
+
+
+RECIPES = Path(__file__).parents[2] / "recipes" / "memcom"
+
+
+@pytest.mark.slow
+def test_law_11_the_tiny_recipe_beats_what_it_says_it_beats(tmp_path: Path) -> None:
+    tiny = load(RECIPES / "tiny.yaml")
+    assert {"over_fewer", "over_none"} <= tiny.expect.keys() and min(tiny.expect.values()) > 0
+    found = MemCom().evaluate(tiny, Here(tmp_path))
+    assert all(found[name] >= wanted for name, wanted in tiny.expect.items()), found
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_read_without_its_model(path: Path) -> None:
+    checked = load(path)
+    assert checked.method == "memcom" and max(checked.data.counts) > 0
+
+
+def test_margins_are_the_least_over_all_ratios() -> None:
+    rows = [
+        {"method": name, "ratio": ratio, "accuracy": value}
+        for name, ratio, value in [
+            ("full", None, 0.9),
+            ("fewer", 4, 0.5),
+            ("fewer", 8, 0.4),
+            ("memcom", 4, 0.8),
+            ("memcom", 8, 0.6),
+            ("memcom-soft", 4, 0.7),
+            ("memcom-soft", 8, 0.65),
+        ]
+    ]
+    found = {name: round(value, 6) for name, value in margins(rows).items()}
+    assert found == {"over_full": -0.3, "over_fewer": 0.2, "over_soft": -0.05}
+    assert figures(rows)["memcom-soft_8"] == 0.65 and figures(rows)["full"] == 0.9
+
+
+def test_a_bench_trains_its_variants_once_and_compares_them(tmp_path: Path) -> None:
+    said = recipe("data.exam.variants=[soft, gist]", "data.exam.ratios=[2]", "train.steps=1")
+    here = Here(tmp_path)
+    rows = MemCom().bench([said], here)
+    names = [row["method"] for row in rows]
+    assert names == ["full", "none", "fewer", "memcom", "memcom-soft", "memcom-gist"]
+    assert {row["ratio"] for row in rows} == {None, 2.0}
+    folder = tmp_path / "runs" / "memcom-tiny"
+    stamps = [(folder / name / "memory.safetensors").stat().st_mtime_ns for name in (".", "soft", "gist")]
+    again = MemCom().bench([said], here)
+    assert stamps == [
+        (folder / name / "memory.safetensors").stat().st_mtime_ns for name in (".", "soft", "gist")
+    ]
+    assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]

@@ -88,7 +88,7 @@ def test_evaluate_an_artifact(memtok: Memtok, shots: Path) -> None:  # noqa: F81
     [row] = report["rows"]
     assert (row["accuracy"], row["queries"], report["ratio"], report["method"]) == (0.75, 4, 1.0, "toy")
     assert row["low"] < 0.75 < row["high"]
-    assert memtok("evaluate", memory, "data=test.jsonl", "queries=2", "-q").text.split()[-1] == "2"
+    assert memtok("evaluate", memory, "path=test.jsonl", "queries=2", "-q").text.split()[-1] == "2"
     assert memtok("evaluate", memory, "--data", "test.jsonl", "shots=prompts.jsonl").code == 0
     ran = memtok("evaluate", memory, "--data", "test.jsonl", "shots=test.jsonl")
     assert ran.code == 3 and "not what" in ran.err

@@ -40,7 +40,7 @@ def test_keeping_every_token_is_the_identity(name):
     whole, fit, said, teacher = fitted(name)
     for kept, kv in zip(fit.layers, whole.layers, strict=True):
         assert torch.equal(kept.k_XD, kv.k_XD) and kept.sizes == kv.sizes and kept.bias_X is None
-        torch.testing.assert_close(kept.v_XD, kv.v_XD, atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(kept.v_XD, kv.v_XD, atol=3e-4, rtol=1e-4)
     assert max(fit.errors) < 1e-8
     torch.testing.assert_close(said, teacher, atol=5e-5, rtol=1e-4)
 
@@ -54,7 +54,7 @@ def test_keeping_every_token_with_biases_says_the_same(name):
     assert (said.log_softmax(-1).exp() - teacher.log_softmax(-1).exp()).abs().mean() < 3e-3
 
 
-def loop(site, whole, chosen, fit, n, bias_M):
+def loop(site, whole, chosen, fit, n, k_MD, bias_M):
     """One head's fitted values, from X, A and Y built one query at a time in float64."""
     reference, G = fit.reference, site.groups
     k_TD, v_TD, _, pos_T = (None if x is None else x.double() for x in list(whole.heads())[n])
@@ -76,7 +76,11 @@ def loop(site, whole, chosen, fit, n, bias_M):
             sink = 0.0 if site.sink_H is None else math.exp(float(site.sink_H[h]))
             full, own = float(weight_T.sum()), float(own_U.sum()) + sink
             answer_D = (weight_T @ v_TD + own_U @ own_v[places_U]) / (full + own)
-            kept_M = weight_T[chosen] * (1.0 if bias_M is None else bias_M.double().exp())
+            kept_M = k_MD.double() @ site.q_HFD[h, i].double() * site.scaling
+            if site.softcap is not None:
+                kept_M = site.softcap * (kept_M / site.softcap).tanh()
+            kept_M = (kept_M + (0.0 if bias_M is None else bias_M.double())).exp()
+            kept_M = kept_M.masked_fill(unseen_T[chosen], 0.0)
             A.append(weight_T / full if full else weight_T)
             X.append(kept_M / (float(kept_M.sum()) + own))
             Y.append(answer_D - own_U @ own_v[places_U] / (float(kept_M.sum()) + own))
@@ -93,10 +97,12 @@ def test_values_are_the_plain_loops(name, bias):
     """C2 = v + (X'X + ridge)^-1 X'(Y - X v), X and Y so that memory and own tokens together answer as all."""
     whole, fit, _, _ = fitted(name, 5, bias, adaptive, most=4)
     for site, kept, before in zip(fit.sites, fit.layers, whole.layers, strict=True):
-        for n, (_, v_MD, bias_M, _) in enumerate(kept.heads()):
-            A_RM, expected_MD = loop(site, before, fit.chosen[site.layer][n], fit, n, bias_M)
+        for n, (k_MD, v_MD, bias_M, _) in enumerate(kept.heads()):
+            A_RM, expected_MD = loop(site, before, fit.chosen[site.layer][n], fit, n, k_MD, bias_M)
             torch.testing.assert_close(v_MD.double(), expected_MD, atol=5e-3, rtol=5e-3)
-            if bias:
+            if bias and len(k_MD) == before.sizes[n]:
+                assert not bias_M.any(), "nothing dropped, nothing to stand for"
+            elif bias:
                 torch.testing.assert_close(bias_M, mass(A_RM.float()).log(), atol=2e-3, rtol=1e-2)
 
 

@@ -68,7 +68,7 @@ def test_every_part_of_the_memory_gets_a_gradient(monkeypatch):
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
     refined("gqa", 1)
-    assert len(leaves) == 2 * 3 and all(float(g) > 0 for g in leaves)
+    assert len(leaves) == 2 * 2 and all(float(g) > 0 for g in leaves)
 
 
 def test_same_seed_same_bytes():

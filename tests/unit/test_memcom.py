@@ -131,6 +131,31 @@ def test_cross_attention_against_plain_steps() -> None:
     torch.testing.assert_close(cross(u, s, seen), cross.out(out))
 
 
+@torch.no_grad()
+def test_each_token_starts_by_looking_at_its_own_share() -> None:
+    torch.manual_seed(0)
+    T, slots = 40, 5
+    cross = CrossAttention(64, 2, copies=1.0)
+    s = torch.randn(1, T, 64)
+    place_M, place_T = torch.arange(slots) + 0.5, (torch.arange(T) + 0.5) * slots / T
+    out = cross(torch.randn(1, slots, 64), s, None, place_M[None], place_T[None])[0]
+    source = cross.source_norm(s)[0]
+    shares = source.view(slots, T // slots, 64).mean(1)
+    alike = torch.nn.functional.cosine_similarity(out[:, None], shares[None], dim=-1)
+    assert torch.equal(alike.argmax(1), torch.arange(slots)) and float(alike.diagonal().min()) > 0.7
+    everywhere = cross(torch.randn(1, slots, 64), s)[0]
+    assert float(torch.nn.functional.cosine_similarity(everywhere, source.mean(0)[None]).min()) > 0.8
+
+
+@torch.no_grad()
+def test_it_may_start_from_copies_of_the_source() -> None:
+    writer = compressor(tiny_llama(), config(start="copy"), 0)
+    ids, length_B = prompts()
+    assert not torch.equal(
+        keys(writer.write(ids, length_B, SLOTS)), keys(writer.write(ids.flip(1), length_B, SLOTS))
+    )
+
+
 def test_rotation_is_relative_and_keeps_lengths() -> None:
     x, y = torch.randn(1, 1, 1, 9), torch.randn(1, 1, 1, 9)
     at = [rotate(x, torch.tensor([[p]])) @ rotate(y, torch.tensor([[p + 2.5]])).mT for p in (0.0, 11.25)]

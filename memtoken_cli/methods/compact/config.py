@@ -22,7 +22,8 @@ class Config(BaseModel):
         budget: how many tokens each head keeps: adaptive (over all layers), adashare (heads of a layer more
             alike), uniform (as many in each).
         cap: no head keeps more than this many times the mean.
-        bias: whether kept tokens get a weight of their own.
+        bias: kept tokens stand for dropped ones by a bias of their own (mass), or by it folded into their keys
+            (none: what an ordinary cache can hold).
         queries: what the memory is prepared for: the shots themselves ("shots"), a repetition ("repeat"),
             "auto", or a file of typical queries.
         references, tokens: shots read as queries, and their tokens, at most.
@@ -39,10 +40,10 @@ class Config(BaseModel):
     chunk: Literal["none", "auto"] | int = "none"
     budget: Literal["adaptive", "adashare", "uniform"] = "adaptive"
     cap: float | None = Field(None, ge=1)
-    bias: Literal["none", "mass"] = "mass"
+    bias: Literal["none", "mass"] = "none"
     queries: str = "auto"
     references: int = Field(60, ge=2)
-    tokens: int = Field(896, ge=16)
+    tokens: int = Field(832, ge=16)
     refine: int = Field(0, ge=0)
     data: str | None = None
     calibrate: Literal["auto", "off"] = "auto"

@@ -18,7 +18,8 @@ from ...engine.memory import LayerKV, Layers
 from .reference import Reference
 from .view import View, own
 
-RIDGE = 1e-2
+RIDGE = 1e-3
+COMMON = 0.5  # of the queries' variance about zero
 
 
 @dataclass
@@ -30,7 +31,7 @@ class Fit:
     reference: Reference
     packing: Packing | None
     position_BT: Tensor | None
-    bias: bool = True
+    bias: bool = False
     store: torch.dtype = torch.bfloat16
     layers: list[LayerKV] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
@@ -43,7 +44,7 @@ class Fit:
     def __call__(self, site: Site) -> Tensor:
         whole, G = self.memory.layers[site.layer], site.groups
         view, (own_HF, own_HFD) = View(site, whole, self.hidden), own(site)
-        values, biases = [], []
+        keys, values, biases = [], [], []
         error = norm = 0.0
         for n, (k_TD, v_TD, *_) in enumerate(whole.heads()):
             heads, kept_M, v_TD = slice(n * G, n * G + G), self.chosen[site.layer][n], v_TD.float()
@@ -54,10 +55,16 @@ class Fit:
                 found.append((mass_Gf1, M_GfM, A_GfT @ v_TD))
             mass_R1, M_RM, Y_RD = (torch.cat(part, 1).flatten(0, 1) for part in zip(*found, strict=True))
             own_R1 = (own_HF[heads].flatten()[:, None] - mass_R1).exp().nan_to_num(0.0, 0.0, 0.0)
-            v_MD = v_TD[kept_M]
+            v_MD, k_MD = v_TD[kept_M], k_TD[kept_M]
+            # nothing dropped, nothing to stand for
+            beta_M = mass(M_RM).log() if len(kept_M) < len(k_TD) else M_RM.new_zeros(len(kept_M))
             if self.bias:
-                biases.append(mass(M_RM).log())
-                M_RM = M_RM * biases[-1].exp()
+                biases.append(beta_M)
+                M_RM = M_RM * beta_M.exp()
+            elif site.softcap is None:
+                shift_MD, gain_RM = folded(site.q_HFD[heads].flatten(0, 1).float() * site.scaling, beta_M)
+                M_RM, k_MD = M_RM * gain_RM, k_MD + shift_MD
+            keys.append(k_MD.to(self.store))
             X_RM, Y_RD = in_context(M_RM, Y_RD, own_R1, own_HFD[heads].flatten(0, 1))
             rest_RD = Y_RD - X_RM @ v_MD
             delta_MD = solve(X_RM, rest_RD, RIDGE)
@@ -66,9 +73,7 @@ class Fit:
             norm += float(Y_RD.square().sum())
         kept = whole.take(self.chosen[site.layer])
         bias_X = torch.cat(biases) if self.bias else None
-        self.layers.append(
-            LayerKV(kept.k_XD.to(self.store), torch.cat(values), kept.sizes, bias_X, kept.pos_X)
-        )
+        self.layers.append(LayerKV(torch.cat(keys), torch.cat(values), kept.sizes, bias_X, kept.pos_X))
         self.errors.append(error / max(norm, 1e-30))
         return attend(site, self.layers[-1], self.hidden_kept)
 
@@ -82,6 +87,19 @@ def in_context(M_RM: Tensor, Y_RD: Tensor, own_R1: Tensor, own_RD: Tensor) -> tu
     share_R1 = 1 / (M_RM.sum(-1, keepdim=True) + own_R1).clamp(min=1e-12)
     whole_RD = (Y_RD + own_R1 * own_RD) / (1 + own_R1)
     return M_RM * share_R1, whole_RD - own_R1 * share_R1 * own_RD
+
+
+def folded(q_RD: Tensor, beta_M: Tensor) -> tuple[Tensor, Tensor]:
+    """A bias without a place of its own: what to add to the keys [M,D], and by how much each (scaled) query
+    then weighs each key more [R,M].
+
+    Queries of a head share a large mean, so that a key moved by beta along the direction that all of them
+    have in common gains about beta in its logit. Nothing moves where they have little in common."""
+    unit_D = solve(q_RD, q_RD.new_ones(len(q_RD), 1), 1e-3)[:, 0]
+    heard_R = q_RD @ unit_D
+    if heard_R.mean() < COMMON:
+        beta_M = torch.zeros_like(beta_M)
+    return beta_M[:, None] * unit_D, (heard_R[:, None] * beta_M).exp()
 
 
 def solve(X_RM: Tensor, Y_RD: Tensor, ridge: float) -> Tensor:

@@ -30,6 +30,7 @@ class Config(Section):
         positions: of the memory tokens in the target: 0..m-1, or spread over the source's.
         rotary: cross-attention sees where tokens stand (ours), or content alone.
         enters: what the memory stack's layer l makes is read by the target's layer l (`same`), or l + 1.
+        start: what cross-attention adds before training: nothing, or a copy of the source's states (ours).
     """
 
     compressor: str | None = None
@@ -43,6 +44,7 @@ class Config(Section):
     positions: Literal["packed", "spread"] = "packed"
     rotary: bool = True
     enters: Literal["same", "next"] = "same"
+    start: Literal["zero", "copy"] = "zero"
 
     @field_validator("template")
     @classmethod

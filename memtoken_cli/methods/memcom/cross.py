@@ -22,9 +22,12 @@ PEAK = 6.0  # the logit of looking at one's own place at the start
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from U_l [B,M,E] to S_l [B,T,E]; with places, queries and keys are rotated."""
+    """Multi-head attention from U_l [B,M,E] to S_l [B,T,E]; with places, queries and keys are rotated.
 
-    def __init__(self, width: int, heads: int) -> None:
+    copies: what is added before training, as a multiple of the normalised states looked at.
+    """
+
+    def __init__(self, width: int, heads: int, copies: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
         self.memory_norm, self.source_norm = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -37,7 +40,9 @@ class CrossAttention(nn.Module):
             for linear in (self.query, self.key):
                 linear.weight.mul_(0.1)
                 linear.bias.copy_(here.repeat(heads))
-            self.out.weight.zero_()
+            if copies:
+                nn.init.eye_(self.value.weight)
+            self.out.weight.copy_(copies * torch.eye(width))
 
     def forward(
         self,

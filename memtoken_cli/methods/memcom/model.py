@@ -83,7 +83,8 @@ class MemCom(nn.Module):
         self.config, self._target = config, (target,)  # in a tuple: the target is no part of the compressor
         self.source, self.memory = (_stack(target, config) for _ in range(2))
         self.tokens_ME = Parameter(_like_embeddings(target, config.slots))
-        self.cross = nn.ModuleList(CrossAttention(dims.width, dims.heads) for _ in range(dims.layers))
+        copies = scales(self.source) if config.start == "copy" else [0.0] * dims.layers
+        self.cross = nn.ModuleList(CrossAttention(dims.width, dims.heads, scale) for scale in copies)
         self.cross.to(target.device)
         if config.layers == "last":
             self.project = _Projection(target)
@@ -214,6 +215,15 @@ def outputs_of(
             hooks.callback(module.register_forward_hook(hook(layer)).remove)
         run()
     return found
+
+
+@torch.no_grad()
+def scales(stack: PreTrainedModel) -> list[float]:
+    """The root mean square of every layer's output, over some tokens read as a text."""
+    rows = stack.get_input_embeddings().weight.shape[0]
+    some = torch.arange(min(64, rows), device=stack.device)[None]
+    states = outputs_of(stack, lambda: stack(input_ids=some, use_cache=False))
+    return [float(x.float().square().mean().sqrt()) for x in states]
 
 
 def _stack(target: CausalLM, config: Config) -> PreTrainedModel:

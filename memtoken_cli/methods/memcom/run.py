@@ -23,8 +23,7 @@ from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memcom.config import READING, Config, TrainConfig
 from memtoken_cli.methods.memcom.learn import Compression
 from memtoken_cli.methods.memcom.model import Writer, compressor
-from memtoken_cli.methods.memcom.source import BACKBONE, episodes, target, template_of
-from memtoken_cli.recipe.canonical import lock_text
+from memtoken_cli.methods.memcom.source import BACKBONE, episodes, target, template_of, trained_by
 from memtoken_cli.recipe.schema import Recipe
 from memtoken_cli.recipe.sections import NewModel
 
@@ -47,7 +46,8 @@ def train(recipe: Recipe, run: Run) -> Path:
 def train_on(backbone: CausalLM, recipe: Recipe, folder: Path, run: Run, world: World) -> Path:
     """`train` with the target at hand."""
     config: Config = recipe.config
-    with run_dir(folder, lock_text(recipe), fresh=run.fresh, world=world, warn=run.note) as rundir:
+    text = trained_by(recipe, ("method", "seed", "model", "data", NAME, "train"))
+    with run_dir(folder, text, fresh=run.fresh, world=world, warn=run.note) as rundir:
         if rundir.artifact.exists():
             run.note(f"{rundir.artifact}: already done")
             return rundir.artifact

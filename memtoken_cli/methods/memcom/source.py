@@ -7,7 +7,7 @@ labelled records the labels that training never sees.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,26 +59,32 @@ def target(recipe: Recipe, folder: Path, run: Run, world: World) -> CausalLM:
     if isinstance(recipe.model, NamedModel):
         return models.load(recipe.model.name, device=run.device)
     path = folder / BACKBONE
-    if run.fresh or not path.exists():
-        _pretrain(recipe, recipe.model, path, run, world)
+    _pretrain(recipe, recipe.model, path, run, world)
     # what is small is exact: float32, whatever the hardware likes
     return models.load(str(path), device=run.device, dtype="float32")
 
 
 def _pretrain(recipe: Recipe, size: NewModel, path: Path, run: Run, world: World) -> None:
     stream = stream_of(recipe.data)
-    backbone = fresh.new_backbone(size, stream.vocabulary, recipe.seed)
-    backbone.model.to(world.device)
-    said = recipe.resolved()
-    text = dump({"seed": recipe.seed, "model": said["model"], "data": said["data"]})
-    if size.pretrain is not None:
-        lessons = Lessons(stream, recipe.data, size.pretrain.batch)
-        with run_dir(path.with_name("pretrain"), text, fresh=run.fresh, world=world, warn=run.note) as rundir:
-            task = Pretraining.of(backbone, lessons, size.pretrain)
+    text = trained_by(recipe, ("seed", "model", "data"))
+    with run_dir(path.with_name("pretrain"), text, fresh=run.fresh, world=world, warn=run.note) as rundir:
+        if path.exists() and not run.fresh:
+            return
+        backbone = fresh.new_backbone(size, stream.vocabulary, recipe.seed)
+        backbone.model.to(world.device)
+        if size.pretrain is not None:
+            task = Pretraining.of(backbone, Lessons(stream, recipe.data, size.pretrain.batch), size.pretrain)
             fit(task, rundir, seed=recipe.seed, **_every(size.pretrain), world=world)
-    if world.leader:
-        fresh.save(backbone, path)
-    world.gather(0)
+        if world.leader:
+            fresh.save(backbone, path)
+        world.gather(0)
+
+
+def trained_by(recipe: Recipe, sections: Sequence[str]) -> str:
+    """What a run belongs to, as YAML: these sections, without what only an exam reads."""
+    said = {key: value for key, value in recipe.resolved().items() if key in sections}
+    said["data"] = {key: value for key, value in said["data"].items() if key != "exam"}
+    return dump(said)
 
 
 def _every(train: TrainSection) -> dict[str, int]:
