@@ -35,7 +35,7 @@ def bench(
     RECIPE     YAML files
     KEY=VALUE  replaces a key in all of them: data.path=test.jsonl
 
-    Example: memtok bench recipes/compact/tiny.yaml
+    Example: memtok bench recipes/compact/default.yaml data.pool=intents.csv
     """
     common = Common(json, quiet, verbose, seed, device)
     paths, overrides = split(recipes or [])

@@ -19,12 +19,14 @@ from memtoken_cli.data.shots import Query, Shot, Shots
 from memtoken_cli.io.errors import UsageError
 
 TEMPLATE = "{input} {output}\n"
-SPECIAL = ("<pad>", "<unk>", "</s>")
+SPECIAL = ("<pad>", "<unk>", "<s>", "</s>")
+START = SPECIAL.index("<s>")
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """Token ids [B,T] of whole shots, T = S times `Stream.shot_tokens`, and each shot's right label."""
+    """Token ids [B,T] of whole shots behind one `<s>`, T = 1 + S times `Stream.shot_tokens`, and each shot's
+    right label."""
 
     ids_BT: Tensor
     label_BS: Tensor
@@ -90,7 +92,8 @@ class Stream:
         wrong_BS = torch.rand(rows, shots, generator=g) < self.noise
         any_BS = label_BC.gather(1, torch.randint(C, (rows, shots), generator=g))
         said_BS1 = torch.where(wrong_BS, any_BS, label_BS)[..., None]
-        return Tasks(torch.cat([words_BSW, said_BS1], 2).flatten(1), label_BS)
+        start_B1 = torch.full((rows, 1), START)
+        return Tasks(torch.cat([start_B1, torch.cat([words_BSW, said_BS1], 2).flatten(1)], 1), label_BS)
 
     def task(self, shots: int, queries: int, generator: torch.Generator) -> tuple[Shots, tuple[Query, ...]]:
         """One task as text: what `draw` gives for one row of shots + queries, the last ones to be asked.
@@ -98,7 +101,7 @@ class Stream:
         Queries have their right labels; those whose label no shot has are left out.
         """
         drawn = self.draw(1, shots + queries, generator)
-        rows = drawn.ids_BT.view(-1, self.shot_tokens).tolist()
+        rows = drawn.ids_BT[0, 1:].view(-1, self.shot_tokens).tolist()
         words = [[self.vocabulary[i] for i in row] for row in rows]
         items = [Shot(" ".join(w[:-1]), w[-1], i + 1) for i, w in enumerate(words[:shots])]
         known = {shot.output for shot in items}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -39,7 +39,7 @@ from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.progress import silence_third_party
 
-PAD, UNKNOWN, END = "<pad>", "<unk>", "</s>"
+PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
 
 
 class Size(Protocol):
@@ -90,25 +90,32 @@ def new_backbone(size: Size, vocabulary: Sequence[str], seed: int, name: str = "
     rows = size.vocab or len(vocabulary)
     if rows < len(vocabulary):
         raise UsageError(f"vocab: {rows} has no room for the task's {len(vocabulary)} words")
-    model = _model(size, rows, list(vocabulary).index(PAD), list(vocabulary).index(END), seed)
+    pad, start, end = (list(vocabulary).index(word) for word in (PAD, START, END))
+    ids = {"vocab_size": rows, "pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
+    model = _model(size, ids, seed)
     return CausalLM(model, word_tokenizer(vocabulary), name)
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer that splits at whitespace; a word that is not in the vocabulary is `<unk>`."""
+    """A tokenizer that splits at whitespace and puts `<s>` in front: attention needs a token without meaning.
+
+    A word that is not in the vocabulary is `<unk>`.
+    """
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    start = (START, list(vocabulary).index(START))
+    core.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[start])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,
+        bos_token=START,
         unk_token=UNKNOWN,
         eos_token=END,
         clean_up_tokenization_spaces=False,
     )
 
 
-def _model(size: Size, rows: int, pad: int, end: int, seed: int) -> PreTrainedModel:
-    ids: dict[str, Any] = {"vocab_size": rows, "pad_token_id": pad, "bos_token_id": None, "eos_token_id": end}
+def _model(size: Size, ids: dict[str, Any], seed: int) -> PreTrainedModel:
     # the families' 0.02 is made for widths of a thousand and more: here attention would start out flat
     spread = {"initializer_range": size.width**-0.5}
     common: dict[str, Any] = (

@@ -283,7 +283,7 @@ def test_a_new_model_is_a_plain_model_directory(trained: tuple[Path, Path]) -> N
     vocabulary = stream_of(DataConfig.model_validate(recipe().data)).vocabulary
     assert model.config.vocab_size == len(vocabulary) and tokenizer.decode([5]) == vocabulary[5]
     ids: Tensor = tokenizer("word3 filler1 label0", return_tensors="pt").input_ids
-    assert tokenizer.decode(ids[0]) == "word3 filler1 label0"
+    assert tokenizer.decode(ids[0]) == "<s> word3 filler1 label0"
 
 
 def test_pretraining_goes_into_the_directory(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from memtoken_cli.engine.task import At
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.recipe.sections import NewModel, TrainSection
 
-VOCABULARY = ("<pad>", "<unk>", "</s>", "one", "two", "three", ";")
+VOCABULARY = ("<pad>", "<unk>", "<s>", "</s>", "one", "two", "three", ";")
 
 
 def size(**changed: object) -> NewModel:
@@ -27,13 +27,13 @@ def size(**changed: object) -> NewModel:
 def test_every_family(family: str, tmp_path: Path) -> None:
     backbone = new_backbone(size(new=family), VOCABULARY, 0)
     dims = backbone.dims
-    assert (dims.layers, dims.heads, dims.width, dims.vocab, dims.context) == (2, 2, 16, 7, 32)
+    assert (dims.layers, dims.heads, dims.width, dims.vocab, dims.context) == (2, 2, 16, 8, 32)
     assert dims.windows == (None, None)
     assert not any(p.requires_grad for p in backbone.model.parameters())
     folder = fresh.save(backbone, tmp_path / "model")
     again = AutoModelForCausalLM.from_pretrained(folder)
     ids = AutoTokenizer.from_pretrained(folder)("two one ; nine", return_tensors="pt").input_ids
-    assert ids.tolist() == [[4, 3, 6, 1]]
+    assert ids.tolist() == [[2, 5, 4, 7, 1]]
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, backbone.model(ids).logits)
 
@@ -44,7 +44,7 @@ def test_sizes_and_seeds() -> None:
     assert grouped.model.model.layers[0].mlp.up_proj.weight.shape == (24, 16)
     assert new_backbone(size(), VOCABULARY, 0).fingerprint == new_backbone(size(), VOCABULARY, 0).fingerprint
     assert new_backbone(size(), VOCABULARY, 0).fingerprint != new_backbone(size(), VOCABULARY, 1).fingerprint
-    with pytest.raises(UsageError, match="no room for the task's 7 words"):
+    with pytest.raises(UsageError, match="no room for the task's 8 words"):
         new_backbone(size(vocab=5), VOCABULARY, 0)
 
 
@@ -59,7 +59,7 @@ def test_new_weights_leave_the_global_generator_alone() -> None:
 def lessons(at: At, generator: torch.Generator) -> Lesson:
     """After `one` comes `two`, after `two` comes `three`, ...: a count that goes round."""
     start = torch.randint(3, (4, 1), generator=generator)
-    ids = (start + torch.arange(6)) % 3 + 3
+    ids = (start + torch.arange(6)) % 3 + 4
     return Lesson(ids[:, :-1], torch.arange(5), ids[:, 1:])
 
 
@@ -69,7 +69,7 @@ def test_pretraining_learns_and_moves_every_parameter(tmp_path: Path) -> None:
     task = Pretraining.of(backbone, lessons, TrainSection(steps=40, lr=1e-2))
     with run_dir(tmp_path / "run", "recipe: 1\n") as rundir:
         last = fit(task, rundir, log_every=10).last
-    assert last["loss"] < 0.3 < math.log(7) and last["accuracy"] > 0.9
+    assert last["loss"] < 0.3 < math.log(8) and last["accuracy"] > 0.9
     assert all(not torch.equal(before[n], p) for n, p in backbone.model.named_parameters())
 
 

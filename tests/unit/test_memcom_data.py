@@ -33,6 +33,7 @@ def test_ids_are_what_the_tokenizer_makes_of_the_text() -> None:
     rendered = render(shots, Template(TEMPLATE), tokenizer)
     assert rendered.ids == drawn.ids_BT[0].tolist() and queries == ()
     assert [span.end - span.start for span in rendered.spans] == [STREAM.shot_tokens] * 9
+    assert rendered.head == 1
 
 
 def test_words_belong_to_one_class_of_a_task() -> None:
@@ -40,7 +41,7 @@ def test_words_belong_to_one_class_of_a_task() -> None:
     first_word = STREAM.vocabulary.index("word0")
     for ids_T, label_S in zip(drawn.ids_BT, drawn.label_BS, strict=True):
         means: dict[int, set[int]] = {}
-        shots = ids_T.view(-1, STREAM.shot_tokens)
+        shots = ids_T[1:].view(-1, STREAM.shot_tokens)
         assert torch.equal(shots[:, -1], label_S)
         for shot, label in zip(shots, label_S.tolist(), strict=True):
             words = [i for i in shot[:-1].tolist() if i >= first_word]
@@ -55,10 +56,11 @@ def test_noise_changes_what_is_said_and_not_what_is_right() -> None:
     noisy = replace(STREAM, noise=0.4)
     drawn, clean = noisy.draw(50, 40, generator(1)), STREAM.draw(50, 40, generator(1))
     assert torch.equal(drawn.label_BS, clean.label_BS)
-    said = drawn.ids_BT.view(50, 40, -1)[..., -1]
+    words, plain = (x.ids_BT[:, 1:].view(50, 40, -1) for x in (drawn, clean))
+    said = words[..., -1]
     wrong = float((said != drawn.label_BS).float().mean())
     assert 0.27 < wrong < 0.33  # one draw in four is the right one
-    assert torch.equal(drawn.ids_BT.view(50, 40, -1)[..., :-1], clean.ids_BT.view(50, 40, -1)[..., :-1])
+    assert torch.equal(words[..., :-1], plain[..., :-1])
     for seed in range(5):
         shots, queries = noisy.task(30, 30, generator(seed))
         means = {w: q.output for q in queries for w in q.input.split() if w.startswith("word")}
@@ -89,9 +91,9 @@ def test_stream_queries_are_rows_of_their_own() -> None:
     batch = StreamEpisodes(STREAM, (6,), 3).batch(2, 4, generator(5))
     drawn = STREAM.draw(2, 9, after(generator(5)))
     size = STREAM.shot_tokens
-    assert batch.slots == 6 * size // 4
-    assert torch.equal(batch.source_BT, drawn.ids_BT[:, : 6 * size])
-    asked = drawn.ids_BT[:, 6 * size :].view(2, 3, size)[..., :-1]
+    assert batch.slots == (1 + 6 * size) // 4
+    assert torch.equal(batch.source_BT, drawn.ids_BT[:, : 1 + 6 * size])
+    asked = drawn.ids_BT[:, 1 + 6 * size :].view(2, 3, size)[..., :-1]
     assert torch.equal(batch.after_BU.view(2, 3, size - 1), asked)
     assert torch.equal(batch.target_BW, drawn.label_BS[:, 6:])
     block = torch.ones(size - 1, size - 1, dtype=torch.bool).tril()
@@ -175,7 +177,7 @@ def test_mixed_batches_come_from_both() -> None:
             flat = torch.zeros(rows, 1)
             return Batch(ids, flat, 1, flat, flat, flat, flat, flat)
 
-    mixed = Mixed(Named(0), Named(1), 0.25)
+    mixed = Mixed([Named(0), Named(1)], [1, 3])
     g = generator(4)
     names = [int(mixed.batch(1, 2, g).source_BT[0, 0]) for _ in range(200)]
     assert 30 < names.count(0) < 75

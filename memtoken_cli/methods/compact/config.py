@@ -22,8 +22,8 @@ class Config(BaseModel):
         budget: how many tokens each head keeps: adaptive (over all layers), adashare (heads of a layer more
             alike), uniform (as many in each).
         cap: no head keeps more than this many times the mean.
-        bias: kept tokens stand for dropped ones by a bias of their own (mass), or by it folded into their keys
-            (none: what an ordinary cache can hold).
+        bias: kept tokens stand for dropped ones by a bias of their own (mass), or by one that is folded into
+            their keys (none: what an ordinary cache can hold).
         queries: what the memory is prepared for: the shots themselves ("shots"), a repetition ("repeat"),
             "auto", or a file of typical queries.
         references, tokens: shots read as queries, and their tokens, at most.

@@ -82,11 +82,12 @@ class StreamSection(Section):
 
 
 class LessonSection(Section):
-    """`data.lessons:` a new backbone learns easy tasks beside the hard ones, which alone it never learns.
+    """`data.lessons:` easy tasks beside the hard ones, which neither a new backbone nor a soft prompt learns
+    alone.
 
     Attributes:
         share: how often, relative to the other lessons.
-        pool, content, filler, noise, shots: of this lesson's tasks; left out: the stream's.
+        pool, content, filler, noise, shots: of its tasks; left out: the stream's (and data.counts).
     """
 
     share: float = Field(gt=0)

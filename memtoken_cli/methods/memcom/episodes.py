@@ -87,7 +87,7 @@ class StreamEpisodes:
         shots = self.counts[int(torch.randint(len(self.counts), (1,), generator=generator))]
         drawn = self.stream.draw(rows, shots + self.queries, generator)
         size = self.stream.shot_tokens
-        cut, U = shots * size, self.queries * (size - 1)
+        cut, U = 1 + shots * size, self.queries * (size - 1)
         after = drawn.ids_BT[:, cut:].view(rows, self.queries, size)[..., :-1].flatten(1)
         place_U = torch.arange(U)
         row_U, offset_U = place_U // (size - 1), place_U % (size - 1)
@@ -203,15 +203,16 @@ class CorpusEpisodes:
 
 @dataclass(frozen=True)
 class Mixed:
-    """Batches of `often`, a `share` of them, and of `other`."""
+    """Each batch of one kind, drawn by its share."""
 
-    often: Episodes
-    other: Episodes
-    share: float
+    kinds: Sequence[Episodes]
+    shares: Sequence[float]
 
     def batch(self, rows: int, ratio: float, generator: torch.Generator) -> Batch:
-        first = float(torch.rand(1, generator=generator)) < self.share
-        return (self.often if first else self.other).batch(rows, ratio, generator)
+        if len(self.kinds) == 1:
+            return self.kinds[0].batch(rows, ratio, generator)
+        kind = int(torch.multinomial(torch.tensor(self.shares, dtype=torch.float64), 1, generator=generator))
+        return self.kinds[kind].batch(rows, ratio, generator)
 
 
 def slots_of(tokens: int, ratio: float) -> int:

@@ -73,7 +73,7 @@ def _pretrain(recipe: Recipe, size: NewModel, path: Path, run: Run, world: World
         backbone = fresh.new_backbone(size, stream.vocabulary, recipe.seed)
         backbone.model.to(world.device)
         if size.pretrain is not None:
-            task = Pretraining.of(backbone, Lessons(stream, recipe.data, size.pretrain.batch), size.pretrain)
+            task = Pretraining.of(backbone, Lessons(recipe.data, size.pretrain.batch), size.pretrain)
             fit(task, rundir, seed=recipe.seed, **_every(size.pretrain), world=world)
         if world.leader:
             fresh.save(backbone, path)
@@ -91,23 +91,31 @@ def _every(train: TrainSection) -> dict[str, int]:
     return {"save_every": train.save_every, "log_every": train.log_every}
 
 
+def lessons_of(data: DataConfig) -> list[tuple[float, Stream, tuple[int, ...]]]:
+    """(share, tasks, numbers of shots) of each lesson; without lessons, the stream itself."""
+    stream, found = stream_of(data), []
+    for lesson in data.lessons or (LessonSection(share=1.0),):
+        said = lesson.model_dump(include={"pool", "content", "filler", "noise"}, exclude_none=True)
+        counts = data.counts if lesson.shots is None else (lesson.shots,)
+        found.append((lesson.share, replace(stream, **said), counts))
+    return found
+
+
 class Lessons:
     """Batches of a new backbone's first training: each of one lesson, drawn by its share, all of about as
     many tokens. The wanted tokens are the right labels of all shots."""
 
-    def __init__(self, stream: Stream, data: DataConfig, rows: int) -> None:
-        self.stream, self.longest = stream, max(data.counts)
-        self.lessons = data.lessons or (LessonSection(share=1.0),)
-        self.tokens = rows * self.longest * stream.shot_tokens
+    def __init__(self, data: DataConfig, rows: int) -> None:
+        self.lessons = lessons_of(data)
+        self.shares = torch.tensor([share for share, _, _ in self.lessons])
+        self.tokens = rows * max(data.counts) * stream_of(data).shot_tokens
 
     def __call__(self, at: At, generator: torch.Generator) -> Lesson:
-        shares = torch.tensor([lesson.share for lesson in self.lessons])
-        lesson = self.lessons[int(torch.multinomial(shares, 1, generator=generator))]
-        said = lesson.model_dump(include={"pool", "content", "filler", "noise"}, exclude_none=True)
-        stream, shots = replace(self.stream, **said), lesson.shots or self.longest
+        _, stream, counts = self.lessons[int(torch.multinomial(self.shares, 1, generator=generator))]
+        shots = max(counts)
         rows = max(1, self.tokens // (shots * stream.shot_tokens))
         drawn = stream.draw(rows, shots, generator)
-        wanted = torch.arange(1, shots + 1) * stream.shot_tokens - 2
+        wanted = torch.arange(1, shots + 1) * stream.shot_tokens - 1  # the last word of each shot
         return Lesson(drawn.ids_BT, wanted, drawn.label_BS)
 
 
@@ -115,7 +123,9 @@ def episodes(recipe: Recipe, backbone: CausalLM) -> Episodes:
     """What the compressor learns from. Raises DataError where the data is too small for one task."""
     data: DataConfig = recipe.data
     if data.stream is not None:
-        return StreamEpisodes(stream_of(data), data.counts, data.queries)
+        lessons = lessons_of(data)
+        each = [StreamEpisodes(stream, counts, data.queries) for _, stream, counts in lessons]
+        return Mixed(each, [share for share, _, _ in lessons])
     kinds: list[Episodes] = []
     if data.shots is not None:
         seen, _ = split(read_pool(data.shots), data.heldout, recipe.seed)
@@ -136,7 +146,7 @@ def episodes(recipe: Recipe, backbone: CausalLM) -> Episodes:
             str(r["text"]) for r, _ in zip(_texts(data.corpus), range(data.limit or 2**62), strict=False)
         ]
         kinds.append(CorpusEpisodes.of(texts, backbone.tokenizer, data.source, data.continuation))
-    return kinds[0] if len(kinds) == 1 else Mixed(kinds[0], kinds[1], data.share)
+    return Mixed(kinds, [data.share, 1 - data.share][: len(kinds)])
 
 
 def _texts(path: str) -> Iterator[dict[str, object]]:
