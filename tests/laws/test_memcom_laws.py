@@ -344,3 +344,18 @@ def test_a_bench_trains_its_variants_once_and_compares_them(tmp_path: Path) -> N
         (folder / name / "memory.safetensors").stat().st_mtime_ns for name in (".", "soft", "gist")
     ]
     assert [row["accuracy"] for row in again] == [row["accuracy"] for row in rows]
+
+
+@pytest.mark.parametrize("shape", [{}, {"layers": "last"}, {"writer": "gist"}, {"start": "copy"}])
+def test_a_half_precision_target_trains_a_compressor_too(shape: dict[str, str]) -> None:
+    backbone = tiny_llama()
+    backbone.model.to(torch.bfloat16)
+    writer = compressor(backbone, Config.model_validate({"slots": 200} | shape), 0)
+    task = Compression(backbone, writer, shots(4), TrainConfig(batch=2, ratios=(4,), autoencode=0.1))
+    phase = task.phases()[-1]
+    for parameter in phase.parameters.values():
+        parameter.requires_grad_(True)
+    loss = task.loss(task.batch(At(1, phase.name, 0, 1), generator(0)))
+    loss.total.backward()
+    assert bool(torch.isfinite(loss.total)) and loss.total.dtype == torch.float32
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in phase.parameters.values())

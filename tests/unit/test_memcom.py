@@ -148,6 +148,24 @@ def test_each_token_starts_by_looking_at_its_own_share() -> None:
 
 
 @torch.no_grad()
+def test_the_first_memory_token_starts_as_the_models_own_first_token() -> None:
+    with_bos, without = tiny_llama(), tiny_qwen2()
+    writers = [compressor(backbone, config(), 0) for backbone in (with_bos, without)]
+    first, other = (w.tokens_ME[0] for w in writers)  # type: ignore[attr-defined]
+    assert torch.equal(first, with_bos.model.get_input_embeddings().weight[1])
+    assert not any(torch.equal(other, row) for row in without.model.get_input_embeddings().weight)
+
+
+@torch.no_grad()
+def test_copies_are_at_the_scale_of_a_usual_token() -> None:
+    backbone = tiny_llama()
+    backbone.model.get_input_embeddings().weight[0] *= 1000  # the sample's first token
+    states = model.outputs_of(backbone.model, lambda: backbone.model(input_ids=torch.arange(64)[None]))
+    usual = [float(x[0, 1:].square().mean().sqrt()) for x in states]
+    assert model.scales(backbone.model.get_decoder()) == pytest.approx(usual, rel=0.2)
+
+
+@torch.no_grad()
 def test_it_may_start_from_copies_of_the_source() -> None:
     writer = compressor(tiny_llama(), config(start="copy"), 0)
     ids, length_B = prompts()

@@ -219,18 +219,11 @@ def outputs_of(
 
 @torch.no_grad()
 def scales(stack: PreTrainedModel) -> list[float]:
-    """The root mean square of every layer's output, over some tokens read as a text."""
+    """The root mean square of every layer's output, of the median token: a text's first is often huge."""
     rows = stack.get_input_embeddings().weight.shape[0]
     some = torch.arange(min(64, rows), device=stack.device)[None]
     states = outputs_of(stack, lambda: stack(input_ids=some, use_cache=False))
-    import os
-
-    return [
-        float(os.environ.get("SC", "1"))
-        if os.environ.get("SC", "1") != "rms"
-        else float(x.float().square().mean().sqrt())
-        for x in states
-    ]
+    return [float(x[0].float().square().mean(-1).sqrt().median()) for x in states]
 
 
 def _stack(target: CausalLM, config: Config) -> PreTrainedModel:
@@ -265,16 +258,16 @@ def _movable(stack: PreTrainedModel, config: Config, depth: int) -> dict[str, Pa
 
 
 def _like_embeddings(target: CausalLM, rows: int) -> Tensor:
-    """float32 [rows,E]: noise at the scale of the tokens that the decoder is used to, behind its own first
-    token, if it has one, on which attention rests where nothing fits."""
+    """float32 [rows,E]: noise at the scale of the tokens that the decoder is used to, behind the BOS, where
+    prompts begin with one: attention rests on it where nothing fits."""
     some = torch.arange(min(256, target.dims.vocab), device=target.device)
     with torch.no_grad():
         embed = target.model.get_input_embeddings()
         scale = embed(some).float().std()
         noise: Tensor = torch.randn(rows, target.dims.width).to(target.device) * scale
-        first = target.tokenizer.bos_token_id
-        if first is not None:
-            noise[0] = embed(torch.tensor([first], device=target.device))[0].float()
+        first = target.tokenizer.encode("", add_special_tokens=True)[:1]
+        if first == [target.tokenizer.bos_token_id]:
+            noise[0] = embed(torch.tensor(first, device=target.device))[0].float()
     return noise
 
 
