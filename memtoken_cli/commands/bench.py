@@ -9,7 +9,7 @@ from memtoken_cli.commands.choose import method_for
 from memtoken_cli.commands.options import Common, Device, Json, Quiet, Seed, Verbose
 from memtoken_cli.commands.running import Request, load_recipe, recipe_files
 from memtoken_cli.commands.tables import print_rows
-from memtoken_cli.io.errors import UsageError
+from memtoken_cli.io.errors import PartialFailure, Problems, UsageError
 
 if TYPE_CHECKING:
     from memtoken_cli.engine.method import Benches
@@ -35,6 +35,8 @@ def bench(
     RECIPE     YAML files
     KEY=VALUE  replaces a key in all of them: data.path=test.jsonl
 
+    Exits with 4 where a row is below what its recipe expects.
+
     Example: memtok bench recipes/compact/default.yaml data.pool=intents.csv
     """
     common = Common(json, quiet, verbose, seed, device)
@@ -46,9 +48,17 @@ def bench(
         recipe = load_recipe(path, overrides, common)
         grouped.setdefault(method_for("bench", recipe.method).name, []).append(recipe)
     from memtoken_cli import methods
+    from memtoken_cli.engine.expect import unmet
 
+    problems = Problems()
     with common.sink(out) as sink:
         for name, group in grouped.items():
             method = cast("Benches", methods.load(name))
-            rows = method.bench(group, Request.of(common, sink))
-            print_rows([row if "method" in row else {"method": name, **row} for row in rows], sink)
+            found = method.bench(group, Request.of(common, sink))
+            rows = [row if "method" in row else {"method": name, **row} for row in found]
+            print_rows(rows, sink)
+            for recipe in group:
+                own = [row for row in rows if row.get("recipe", recipe.source) == recipe.source]
+                for line in unmet(recipe.expect, own, name):
+                    problems.add(PartialFailure(line, where=recipe.source))
+    problems.raise_any()

@@ -1,14 +1,17 @@
 """One compression, checked as far as it can be without a model: budget, method, keys, output, shots."""
 
+import hashlib
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtoken_cli.commands.choose import method_for
 from memtoken_cli.engine.method import Budget, Spec
-from memtoken_cli.io.errors import UsageError
+from memtoken_cli.io.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from memtoken_cli.data.shots import Shots
@@ -29,18 +32,23 @@ class Plan:
     seed: int
     out: str
 
-    @property
+    @cached_property
     def request(self) -> dict[str, Any]:
-        """What decides the bytes of the artifact; the same request on an existing file is a no-op."""
+        """What decides the bytes of the artifact; the same request on an existing file is a no-op.
+
+        Raises DataError where a file that it names cannot be read."""
+        config = self.config.model_dump(mode="json")
+        named = config if self.model is None else {**config, "model": self.model}
+        files = {key: sha256 for key, value in named.items() for sha256 in _contents(value)}
         return {
             "shots": self.shots.sha256,
             "model": self.model,
             "method": self.spec.name,
-            "config": self.config.model_dump(mode="json"),
+            "config": config,
             "ratio": self.budget.ratio,
             "slots": self.budget.slots,
             "seed": self.seed,
-        }
+        } | ({"files": files} if files else {})
 
 
 def resolve(
@@ -64,6 +72,23 @@ def resolve(
 
     named = model_name(model) if spec.needs_model else None
     return Plan(spec, config, read_shots(source), budget, named, seed, target)
+
+
+def _contents(value: Any) -> Iterator[str]:
+    """The sha256 of a file, or of a folder's own files, where the value of a key names one."""
+    from memtoken_cli.io.artifact import sha256_of
+
+    if not isinstance(value, str):
+        return
+    try:
+        if os.path.isfile(value):  # a template is no path, and may be too long for one
+            yield sha256_of(value)
+        elif os.path.isdir(value):
+            inside = sorted(file for file in Path(value).iterdir() if file.is_file())
+            listed = "".join(f"{sha256_of(file)} {file.name}\n" for file in inside)
+            yield hashlib.sha256(listed.encode()).hexdigest()
+    except OSError as error:
+        raise DataError(f"cannot read {value}: {error.strerror or error}") from error
 
 
 def _budget(ratio: float | None, slots: int | None) -> Budget:

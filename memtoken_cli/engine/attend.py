@@ -1,30 +1,24 @@
-"""The attention that reads a memory: one function, registered through the public AttentionInterface.
+"""The attention that reads a memory, at one layer: a `Site` and the layer's keys and values.
 
-What happens at a layer is a `Reader`; `reading(model, reader)` puts it in charge for a while and
-leaves the model as it was. Memory is shared by every row and never copied. `attend` is the fast
-path (one fused kernel over own tokens and memory, head by head at the head's own length); `naive`
-says the same in plain softmax, serves models with soft caps or sinks, and is the oracle in tests.
+Memory is shared by every row and never copied. `attend` is the fast path (one fused kernel over own
+tokens and memory, head by head at the head's own length); `naive` says the same in plain softmax,
+serves models with soft caps or sinks, and is the oracle in tests. How a model comes to call it is
+in `reading.py`.
 
 Shape suffixes: B rows, T queries of a row, U own keys of a row, F queries of all rows laid flat,
 H query heads, N key/value heads, G = H/N, M memory tokens of a head, D head width.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import sdpa_mask
 
 from .memory import LayerKV
 
-NAME = "memtok"
 CHUNK = 256
 
 # (layer, head, start, stop) -> True [stop-start, M] where these queries must not see a memory token
@@ -156,17 +150,6 @@ class Site:
         return x_1HFD[0].transpose(0, 1)[self.packing.index_BT].transpose(1, 2)
 
 
-class Reader(Protocol):
-    """What a layer does with its queries: returns the attention output [B,T,H,D].
-
-    packing: set where the rows are packed; position_BT: the positions of the queries."""
-
-    packing: Packing | None
-    position_BT: Tensor | None
-
-    def __call__(self, site: Site) -> Tensor: ...
-
-
 def naive(site: Site, kv: LayerKV, hidden: Hidden | None = None) -> Tensor:
     """Softmax over memory and own tokens together, in plain steps: [B,T,H,D]."""
     q_HFD, own_HFU, G = site.q_HFD, site.own_logits(), site.groups
@@ -250,72 +233,3 @@ class Read:
 
     def __call__(self, site: Site) -> Tensor:
         return attend(site, self.layers[site.layer], self.hidden)
-
-
-_active: ContextVar[Reader | None] = ContextVar("memtok_reader", default=None)
-
-
-def _attention(  # type: ignore[no-untyped-def]
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-):
-    reader = _active.get()
-    assert reader is not None
-    B, _h, T, D = query.shape
-    mask = attention_mask
-    if reader.packing is None:
-        mask = (
-            query.new_ones(B, T, key.shape[2], dtype=torch.bool)
-            if mask is None
-            else mask[:, 0].expand(B, T, -1)
-        )
-    scale = D**-0.5 if scaling is None else scaling
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    site = Site(
-        layer,
-        module,
-        query,
-        key,
-        value,
-        mask,
-        scale,
-        softcap,
-        sliding_window,
-        s_aux,
-        reader.position_BT,
-        reader.packing,
-    )
-    return reader(site), None
-
-
-def _mask(*args: Any, **named: Any) -> Tensor | None:
-    reader = _active.get()
-    if reader is not None and reader.packing is not None:
-        return None
-    mask: Tensor | None = sdpa_mask(*args, **(named | {"allow_is_causal_skip": False}))
-    return mask
-
-
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask)
-
-
-@contextmanager
-def reading(model: PreTrainedModel, reader: Reader) -> Iterator[None]:
-    """Every attention layer of `model` does what `reader` says, until the block ends."""
-    before = model.config._attn_implementation
-    token = _active.set(reader)
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        _active.reset(token)
-        model.set_attn_implementation(before or "sdpa")

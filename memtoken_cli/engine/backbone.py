@@ -4,8 +4,8 @@ Only public API is used: `inputs_embeds`, `position_ids`, `DynamicCache`, `logit
 attention interface, and module hooks that are removed again. Models are found and loaded in
 `models.py`; what a memory does inside is in `attend.py`.
 
-Shape suffixes: T tokens, F tokens of all rows in one flat row, W wanted positions, V vocabulary,
-N key/value heads, D head width, E model width, B rows.
+Shape suffixes: T tokens, F tokens of all rows in one flat row (`packed.py`), W wanted positions, V
+vocabulary, N key/value heads, D head width, E model width, B rows.
 """
 
 import hashlib
@@ -13,15 +13,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..io.errors import DataError, UsageError
-from .attend import Hidden, Packing, Read, Reader, Site, reading
+from .attend import Hidden, Read, Site
 from .memory import LayerKV, Layers
+from .packed import Packed
+from .reading import Probe, Reader, placed, reading
 
 
 @dataclass(frozen=True)
@@ -47,49 +49,6 @@ class Backbone(Protocol):
     @property
     def fingerprint(self) -> str: ...
     def prefill(self, ids: Sequence[int]) -> Layers: ...
-
-
-@dataclass
-class Packed:
-    """Rows of unequal length as one flat row, each seeing itself (and the memory) only.
-
-    ids_F, position_F [F]; lengths of the rows; mask_BTT True where a row's token sees another
-    (None: causal), for rows that are trees.
-    """
-
-    ids_F: Tensor
-    position_F: Tensor
-    lengths: tuple[int, ...]
-    mask_BTT: Tensor | None = None
-
-    @classmethod
-    def rows(cls, rows: Sequence[Sequence[int]], start: int) -> "Packed":
-        """Every row begins at position `start`."""
-        lengths = tuple(len(row) for row in rows)
-        ids = torch.tensor([token for row in rows for token in row], dtype=torch.long)
-        return cls(ids, torch.cat([torch.arange(n) for n in lengths]) + start, lengths)
-
-    @cached_property
-    def row_F(self) -> Tensor:
-        return torch.repeat_interleave(torch.arange(len(self.lengths)), torch.tensor(self.lengths))
-
-    @cached_property
-    def last_B(self) -> Tensor:
-        """Flat index of each row's last token."""
-        return torch.tensor(self.lengths).cumsum(0) - 1
-
-    def packing(self, device: torch.device) -> Packing:
-        length_B = torch.tensor(self.lengths)
-        T = int(length_B.max())
-        start_B = length_B.cumsum(0) - length_B
-        place_T = torch.arange(T)
-        real_BT = place_T[None] < length_B[:, None]
-        index_BT = torch.where(real_BT, start_B[:, None] + place_T, start_B[:, None])
-        cols_F = torch.arange(len(self.ids_F)) - start_B[self.row_F]
-        mask = torch.ones(T, T, dtype=torch.bool).tril()[None] if self.mask_BTT is None else self.mask_BTT
-        # a padded query sees its row's first token, so that its softmax is defined
-        mask = (mask & real_BT[:, None, :]) | (place_T == 0)
-        return Packing(self.lengths, *(x.to(device) for x in (index_BT, self.row_F, cols_F, mask)))
 
 
 class CausalLM:
@@ -130,7 +89,7 @@ class CausalLM:
     def attention_layers(self) -> int:
         """How many layers take part in the attention interface; 0 unless all do."""
         seen: set[int] = set()
-        with torch.no_grad(), reading(self.model, _Probe(seen)):
+        with torch.no_grad(), reading(self.model, Probe(seen)):
             try:
                 self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
             except (AttributeError, AssertionError, TypeError):
@@ -146,7 +105,7 @@ class CausalLM:
             cache = self.model(input_ids=ids, use_cache=True).cache
         heads: list[int] = []
         windows: list[int | None] = []
-        with torch.no_grad(), reading(self.model, _Probe(set(), heads, windows)):
+        with torch.no_grad(), reading(self.model, Probe(set(), heads, windows)):
             self.model(input_ids=ids, use_cache=False)
         keys = cache.layers[0].keys
         return Dims(
@@ -307,32 +266,8 @@ class CausalLM:
         if memory.slots == 0 and memory.next_position == 0:
             yield self.model
             return
-        reader = Read(memory.to(self.device).layers)
-
-        def shift(_model: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            position = named.get("position_ids")
-            if position is None:
-                cache, mask = named.get("cache"), named.get("attention_mask")
-                source = (
-                    named.get("input_ids")
-                    if named.get("input_ids") is not None
-                    else named.get("inputs_embeds")
-                )
-                ids = cast(Tensor, args[0] if args else source)
-                past = 0 if cache is None else cache.get_seq_length()
-                if mask is not None and mask.dim() == 2:
-                    position = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-                else:
-                    position = torch.arange(past, past + ids.shape[1], device=self.device)[None]
-            reader.position_BT = position + memory.next_position
-            return args, named | {"position_ids": reader.position_BT}
-
-        hook = self.model.register_forward_pre_hook(shift, with_kwargs=True)
-        try:
-            with reading(self.model, reader):
-                yield self.model
-        finally:
-            hook.remove()
+        with placed(self.model, Read(memory.to(self.device).layers), memory.next_position):
+            yield self.model
 
 
 def hides(hidden_FT: Tensor, memory: Layers, chosen: list[list[Tensor]] | None = None) -> Hidden:
@@ -346,22 +281,3 @@ def hides(hidden_FT: Tensor, memory: Layers, chosen: list[list[Tensor]] | None =
         return unseen if chosen is None else unseen[:, chosen[layer][head]]
 
     return hidden
-
-
-class _Probe:
-    """A reader that only notes which layers ask, with how many heads, and their windows."""
-
-    packing: Packing | None = None
-    position_BT: Tensor | None = None
-
-    def __init__(
-        self, seen: set[int], heads: list[int] | None = None, windows: list[int | None] | None = None
-    ) -> None:
-        self.seen, self.heads, self.windows = seen, heads, windows
-
-    def __call__(self, site: Site) -> Tensor:
-        self.seen.add(site.layer)
-        if self.heads is not None and self.windows is not None:
-            self.heads.append(site.q_BHTD.shape[1])
-            self.windows.append(site.window)
-        return torch.zeros_like(site.q_BHTD).transpose(1, 2)

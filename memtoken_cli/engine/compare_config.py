@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..data.stream_config import LessonSection, StreamSection
+
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
 Rival = Literal["none", "fewer", "random", "uniform", "knorm", "snapkv", "h2o", "kvzip"]
 
@@ -31,7 +33,8 @@ class EvaluateConfig(_Scoring):
 
 
 class BenchConfig(_Scoring):
-    """Comparing methods within one budget: on `shots` and `path`, or on many draws of a labelled `pool`."""
+    """Comparing methods within one budget: on `shots` and `path`, on many draws of a labelled `pool`, or on
+    tasks of a synthetic `stream`."""
 
     pool: str | None = Field(None, description="labelled records to draw tasks from: JSONL or CSV")
     classes: int = Field(16, ge=2, description="labels of a draw")
@@ -42,14 +45,23 @@ class BenchConfig(_Scoring):
         ("none", "fewer", "uniform", "snapkv", "h2o", "kvzip"),
         description="baselines; the full prompt always runs",
     )
+    stream: StreamSection | None = Field(None, description="synthetic tasks, made from the seed")
+    lessons: tuple[LessonSection, ...] = Field((), description="easier tasks that a new model learns first")
+    counts: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (32,), min_length=1, description="shots of a task of the stream; exams have the most"
+    )
     plot: str | None = Field(None, description="quality against ratio as a picture (.png, .svg, .pdf)")
 
     @model_validator(mode="after")
     def _one_source(self) -> "BenchConfig":
+        if self.stream is not None:
+            if self.pool or self.shots or self.path:
+                raise ValueError("give stream, or a pool, or shots and path, not both")
+            return self
         if self.pool is None and (self.shots is None or self.path is None):
             raise ValueError("give pool=FILE, or shots=FILE and path=FILE")
         if self.pool is not None and self.shots is not None:
             raise ValueError("give pool=FILE or shots=FILE, not both")
         if self.pool is None and self.draws != 1:
-            raise ValueError("draws needs a pool; shots and path are one task")
+            raise ValueError("draws needs a pool or a stream; shots and path are one task")
         return self

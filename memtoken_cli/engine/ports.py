@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-from memtoken_cli.engine.attend import Packing, Site, reading
+from memtoken_cli.engine.attend import Packing, Site
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.memory import LayerKV, Layers
+from memtoken_cli.engine.reading import reading
 from memtoken_cli.io.errors import DataError
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..io.errors import DataError
-from .backbone import CausalLM, Packed
+from .backbone import CausalLM
 from .memory import Layers
+from .packed import Packed
 
 NODES = 512  # inner nodes of one tree; more labels are cut into several trees
 LOGITS = 1 << 27  # floats of one forward's logits

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .attend import Packing, Site
-from .backbone import CausalLM, Packed
+from .backbone import CausalLM
 from .memory import LayerKV, Layers
+from .packed import Packed
 from .trie import empty_memory
 
 CHUNK = 256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from memtoken_cli.io.errors import DataError, Problems, UsageError
 from memtoken_cli.recipe import strict_yaml
 from memtoken_cli.recipe.schema import Recipe
 
-__all__ = ["LOCK", "canonical", "diff", "digest", "dump", "lock_text", "read_lock"]
+__all__ = ["LOCK", "canonical", "diff", "digest", "dump", "lock_text", "part", "read_lock"]
 
 LOCK = "recipe.lock.yaml"
 
@@ -33,6 +33,13 @@ def digest(recipe: Recipe) -> str:
 def lock_text(recipe: Recipe) -> str:
     """The text of recipe.lock.yaml: every resolved value, in YAML that the loader reads back the same."""
     return dump(recipe.resolved())
+
+
+def part(recipe: Recipe, sections: Sequence[str], data: Sequence[str]) -> str:
+    """These sections, and these keys of `data:`, as YAML: what a run that reads no others belongs to."""
+    resolved = recipe.resolved()
+    said = {key: value for key, value in resolved.items() if key in sections}
+    return dump(said | {"data": {key: value for key, value in resolved["data"].items() if key in data}})
 
 
 def read_lock(path: str | Path) -> dict[str, Any]:

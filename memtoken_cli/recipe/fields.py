@@ -96,6 +96,10 @@ def suggest(model: type[BaseModel], path: Path) -> str:
     """What the unknown key at `path` was meant to be: the same elsewhere, a near name, or one of all here."""
     key, section = str(path[-1]), path[:-1]
     here = [k for m in at(model, section) for k in keys(m)]
+    if not section and not any(sections(info.annotation) for info in keys(model).values()):
+        # a flat model has no levels to tell apart
+        close = nearest(key, here)
+        return f"did you mean {close}?" if close else f"keys: {', '.join(here)}"
     where = f"in section {dotted(section)}" if section else "at the top level"
     if elsewhere := places_of(model, key):
         return f"{key} belongs to {_section(elsewhere[0])}: {dotted(elsewhere[0])}"

@@ -12,9 +12,9 @@ from tiny_prompt import FAMILIES, family, queries, rendered, shots, weights_hash
 
 import memtoken_cli
 from memtoken_cli import methods
-from memtoken_cli.engine.backbone import Packed
 from memtoken_cli.engine.memory import Layers
 from memtoken_cli.engine.method import Budget, GenerateOptions, Made
+from memtoken_cli.engine.packed import Packed
 from memtoken_cli.io import artifact
 from memtoken_cli.io.errors import DataError, UsageError
 

@@ -9,10 +9,10 @@ import torch
 from tiny_prompt import FAMILIES, KINDS, family, ids, memory_of, queries
 
 from memtoken_cli.engine.attend import Read, attend, naive
-from memtoken_cli.engine.backbone import Packed
 from memtoken_cli.engine.decode import generate
 from memtoken_cli.engine.memory import LayerKV, Layers, from_tensors, join
 from memtoken_cli.engine.method import GenerateOptions
+from memtoken_cli.engine.packed import Packed
 from memtoken_cli.engine.trie import empty_memory, score, tries
 from memtoken_cli.io import artifact
 from memtoken_cli.io.artifact import Header

@@ -22,12 +22,11 @@ from memtoken_cli.engine.task import At
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memcom.config import Config, DataConfig, TrainConfig
 from memtoken_cli.methods.memcom.episodes import IGNORE, ShotEpisodes
-from memtoken_cli.methods.memcom.exam import figures, margins
 from memtoken_cli.methods.memcom.learn import Compression, teacher_logits
 from memtoken_cli.methods.memcom.method import MemCom
 from memtoken_cli.methods.memcom.model import compressor
 from memtoken_cli.methods.memcom.run import open_compressor, train
-from memtoken_cli.methods.memcom.source import stream_of
+from memtoken_cli.methods.memcom.source import course_of
 from memtoken_cli.recipe.schema import Recipe, load, parse
 
 STREAM = """
@@ -229,7 +228,7 @@ def test_law_9_a_budget_is_kept_in_every_layer_and_head(trained: tuple[Path, Pat
 
     path, folder = trained
     backbone = models.load(str(folder / "backbone"), device="cpu", dtype="float32")
-    prompt, queries = stream_of(DataConfig.model_validate(recipe().data)).task(5, 4, generator(2))
+    prompt, queries = course_of(DataConfig.model_validate(recipe().data)).stream.task(5, 4, generator(2))
     tokens = len(render(prompt, Template(TEMPLATE), backbone.tokenizer).ids)
     method = MemCom()
     config = Config(compressor=str(path))
@@ -280,7 +279,7 @@ def test_a_new_model_is_a_plain_model_directory(trained: tuple[Path, Path]) -> N
     _, folder = trained
     model = AutoModelForCausalLM.from_pretrained(folder / "backbone")
     tokenizer = AutoTokenizer.from_pretrained(folder / "backbone")
-    vocabulary = stream_of(DataConfig.model_validate(recipe().data)).vocabulary
+    vocabulary = course_of(DataConfig.model_validate(recipe().data)).stream.vocabulary
     assert model.config.vocab_size == len(vocabulary) and tokenizer.decode([5]) == vocabulary[5]
     ids: Tensor = tokenizer("word3 filler1 label0", return_tensors="pt").input_ids
     assert tokenizer.decode(ids[0]) == "<s> word3 filler1 label0"
@@ -291,7 +290,7 @@ def test_pretraining_goes_into_the_directory(tmp_path: Path) -> None:
     from memtoken_cli.engine import models
 
     backbone = models.load(str(tmp_path / "backbone"), device="cpu", dtype="float32")
-    untrained = new_backbone(recipe().model, stream_of(recipe().data).vocabulary, 0)  # type: ignore[arg-type]
+    untrained = new_backbone(recipe().model, course_of(recipe().data).stream.vocabulary, 0)  # type: ignore[arg-type]
     assert backbone.fingerprint != untrained.fingerprint
 
 
@@ -310,24 +309,6 @@ def test_law_11_the_tiny_recipe_beats_what_it_says_it_beats(tmp_path: Path) -> N
 def test_every_recipe_is_read_without_its_model(path: Path) -> None:
     checked = load(path)
     assert checked.method == "memcom" and max(checked.data.counts) > 0
-
-
-def test_margins_are_the_least_over_all_ratios() -> None:
-    rows = [
-        {"method": name, "ratio": ratio, "accuracy": value}
-        for name, ratio, value in [
-            ("full", None, 0.9),
-            ("fewer", 4, 0.5),
-            ("fewer", 8, 0.4),
-            ("memcom", 4, 0.8),
-            ("memcom", 8, 0.6),
-            ("memcom-soft", 4, 0.7),
-            ("memcom-soft", 8, 0.65),
-        ]
-    ]
-    found = {name: round(value, 6) for name, value in margins(rows).items()}
-    assert found == {"over_full": -0.3, "over_fewer": 0.2, "over_soft": -0.05}
-    assert figures(rows)["memcom-soft_8"] == 0.65 and figures(rows)["full"] == 0.9
 
 
 def test_a_bench_trains_its_variants_once_and_compares_them(tmp_path: Path) -> None:

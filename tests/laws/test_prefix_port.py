@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_prompt import FAMILIES, family, queries, rendered
 
-from memtoken_cli.engine.backbone import Packed
+from memtoken_cli.engine.packed import Packed
 from memtoken_cli.engine.ports import enter_prefix, read_rows
 
 CLOSE = {"atol": 5e-5, "rtol": 1e-4}

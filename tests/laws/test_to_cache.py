@@ -9,9 +9,9 @@ from transformers import GenerationConfig
 
 from memtoken_cli.data.render import Template
 from memtoken_cli.engine.answer import answer
-from memtoken_cli.engine.backbone import Packed
 from memtoken_cli.engine.decode import generate
 from memtoken_cli.engine.method import GenerateOptions
+from memtoken_cli.engine.packed import Packed
 from memtoken_cli.io.errors import UsageError
 
 NEW = 10

@@ -113,7 +113,8 @@ def test_evaluate_names_a_bad_record(memtok: Memtok, shots: Path, record: str, s
 
 
 def test_bank_dispatches_by_the_artifact(memtok: Memtok, shots: Path) -> None:  # noqa: F811
-    ran = memtok("bank", "remove", compressed(memtok), "card", "width=3")
+    ran = memtok("bank", "remove", compressed(memtok), "card", "width=3", "--in-place")
+    assert ran.code == 0, ran.err
     assert json.loads(ran.out) == {"action": "remove", "arguments": ["card"], "width": 3}
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from memtoken_cli.engine.attend import Packing, Site, attend, naive
-from memtoken_cli.engine.backbone import Packed
 from memtoken_cli.engine.memory import LayerKV
+from memtoken_cli.engine.packed import Packed
 
 N, D, WINDOW = 2, 8, 6
 LENGTHS = (3, 5, 1, 4)

@@ -6,9 +6,11 @@ from tiny import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_tokenizer
 from tiny_prompt import FAMILIES, family, queries, rendered, weights_hash
 from transformers import MambaConfig, MambaForCausalLM
 
-from memtoken_cli.engine.attend import Read, reading
-from memtoken_cli.engine.backbone import CausalLM, Packed, hides
+from memtoken_cli.engine.attend import Read
+from memtoken_cli.engine.backbone import CausalLM, hides
 from memtoken_cli.engine.memory import LayerKV, Layers
+from memtoken_cli.engine.packed import Packed
+from memtoken_cli.engine.reading import reading
 from memtoken_cli.io.errors import DataError, UsageError
 
 CPU = torch.device("cpu")

@@ -8,7 +8,8 @@ from tiny import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_qwen2
 from torch import Tensor
 
 from memtoken_cli.engine import ports
-from memtoken_cli.engine.backbone import CausalLM, Packed
+from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.packed import Packed
 from memtoken_cli.io.errors import DataError
 
 FAMILIES = [tiny_llama, tiny_qwen2, tiny_gemma3, tiny_gpt2]

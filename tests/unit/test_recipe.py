@@ -277,7 +277,7 @@ def test_flat_keys() -> None:
         flat(["slot=2", "slots=x", "budget=unifrom"], Config)
     assert caught.value.lines() == [
         "error: unknown key slot in argument slot=2",
-        "hint: did you mean slots (at the top level)?",
+        "hint: did you mean slots?",
         'error: slots should be a valid integer, found "x" in argument slots=x',
         "hint: write a plain number, without quotes",
         "error: budget should be 'uniform' or 'adaptive', found \"unifrom\" in argument budget=unifrom",

@@ -26,7 +26,8 @@ class Config(BaseModel):
             their keys (none: what an ordinary cache can hold).
         queries: what the memory is prepared for: the shots themselves ("shots"), a repetition ("repeat"),
             "auto", or a file of typical queries.
-        references, tokens: shots read as queries, and their tokens, at most.
+        references, tokens: shots read as queries, and their tokens, at most; left out: as many as `enough`
+            says.
         refine: steps of distillation after the closed form. data: a file of unlabelled queries for it.
         calibrate: fit a bias a label on the shots. dtype: of the stored keys and values.
     """
@@ -42,8 +43,8 @@ class Config(BaseModel):
     cap: float | None = Field(None, ge=1)
     bias: Literal["none", "mass"] = "none"
     queries: str = "auto"
-    references: int = Field(60, ge=2)
-    tokens: int = Field(832, ge=16)
+    references: int | None = Field(None, ge=2)
+    tokens: int | None = Field(None, ge=16)
     refine: int = Field(0, ge=0)
     data: str | None = None
     calibrate: Literal["auto", "off"] = "auto"

@@ -9,16 +9,14 @@ import torch
 
 from ...data.render import Rendered, Template, render
 from ...data.shots import Shots
-from ...engine.answer import label_trees
 from ...engine.backbone import CausalLM
-from ...engine.calibrate import calibrate
 from ...engine.contest import subset
-from ...engine.leave_one_out import loo_scores
 from ...engine.memory import Layers
 from ...engine.method import Budget, Made
 from ...io.errors import DataError
+from .calibration import calibration
 from .config import Config
-from .reference import given, reference
+from .reference import enough, given, reference
 from .refine import refine
 from .write import write
 
@@ -104,7 +102,7 @@ def written(
         template,
         queries=config.queries,
         most=config.references,
-        tokens=config.tokens,
+        tokens=config.tokens or enough(len(rendered.ids), slots),
         generator=torch.Generator().manual_seed(seed),
     )
     found = write(backbone, full, rows, slots, config)
@@ -125,22 +123,12 @@ def written(
         }
         seconds["refine"] = time.perf_counter() - clock
     clock = time.perf_counter()
-    about = {"calibration": _calibration(backbone, full, rendered, shots, template, config)}
+    bias = None
+    if config.calibrate == "auto":
+        bias = calibration(backbone, full, rendered, shots, template, rows, found.teacher_WV)
     seconds["calibrate"] = time.perf_counter() - clock
     report |= {"tokens": len(rendered.ids), "seconds": {key: round(s, 3) for key, s in seconds.items()}}
-    return Made(memory, about, report)
-
-
-def _calibration(
-    backbone: CausalLM, full: Layers, rendered: Rendered, shots: Shots, template: Template, config: Config
-) -> dict[str, float] | None:
-    """A bias a label, where the labels are a closed set and cross-validation finds one that helps."""
-    if config.calibrate == "off" or len(shots.labels) < 2:
-        return None
-    trees = label_trees(backbone, template, shots.labels)
-    loo = loo_scores(backbone, full, rendered, shots.items, shots.labels, trees)
-    fitted = calibrate(loo.scores_SK, loo.label_S)
-    return None if fitted is None else fitted.named(shots.labels)
+    return Made(memory, {"calibration": bias}, report)
 
 
 def total(reports: Sequence[Mapping[str, Any]], memory: Layers, dropped: int) -> dict[str, Any]:

@@ -3,29 +3,34 @@
 Shape suffixes: S reference rows, F tokens of all rows laid flat, T prompt tokens.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ...data.render import Rendered, Template, query_ids
 from ...data.shots import Shots, read_queries
-from ...engine.backbone import CausalLM, Packed
+from ...engine.backbone import CausalLM
 from ...engine.leave_one_out import hidden_tokens
+from ...engine.packed import Packed
 
 REPEAT = "\n\nRepeat the text above:\n\n"
 PIECE, REPEATED = 256, 17
+LEAST, SHARE = 832, 0.2
 
 
 @dataclass
 class Reference:
     """packed: the rows, at positions after the prompt. hidden_ST: prompt tokens a row must not see
-    (its own copy and exact duplicates). answer_F: True where the next token belongs to the answer."""
+    (its own copy and exact duplicates). answer_F: True where the next token belongs to the answer.
+    shots: which of the prompt's the rows are, where they are shots."""
 
     packed: Packed
     hidden_ST: Tensor
     answer_F: Tensor
+    shots: tuple[int, ...] = ()
 
     @property
     def hidden_FT(self) -> Tensor:
@@ -48,6 +53,15 @@ class Reference:
         return self.answer_F.nonzero().flatten()
 
 
+def enough(t: int, slots: int) -> int:
+    """How many reference tokens serve a prompt of t tokens of which `slots` stay.
+
+    More of them always fit what unseen queries ask better, by far at high ratios, where each also costs less:
+    a share of the prompt that grows with log2 of the ratio holds the cost at about three prefills.
+    """
+    return max(LEAST, round(SHARE * math.log2(t / slots) * t))
+
+
 def reference(
     backbone: CausalLM,
     rendered: Rendered,
@@ -55,7 +69,7 @@ def reference(
     template: Template,
     *,
     queries: str,
-    most: int,
+    most: int | None,
     tokens: int,
     generator: torch.Generator,
 ) -> Reference:
@@ -75,10 +89,10 @@ def reference(
     ids = [rendered.ids[span.start : span.end] for span in spans]
     # running text has no answer of its own: all of it is to be predicted
     answers = [(max(span.answer - span.start - 1, 0), span.end - span.start - 1) for span in spans]
-    return _rows(ids, t, answers, hidden_tokens(shots.items, rendered)[chosen])
+    return replace(_rows(ids, t, answers, hidden_tokens(shots.items, rendered)[chosen]), shots=tuple(chosen))
 
 
-def given(backbone: CausalLM, template: Template, path: str, t: int, most: int) -> Reference:
+def given(backbone: CausalLM, template: Template, path: str, t: int, most: int | None) -> Reference:
     """The user's own queries, `most` at most, behind a prompt of t tokens; nothing is hidden from them."""
     ids = [query_ids(template, backbone.tokenizer, query.input) for query in read_queries(path)[:most]]
     return _rows(ids, t, [(len(row) - 1, len(row)) for row in ids])
@@ -102,7 +116,7 @@ def _rows(
 
 
 def _balanced(
-    shots: Shots, rendered: Rendered, most: int, tokens: int, generator: torch.Generator
+    shots: Shots, rendered: Rendered, most: int | None, tokens: int, generator: torch.Generator
 ) -> list[int]:
     """Shots in random order, one of every label before a second of any; two at least."""
     seen: dict[str | None, int] = {}
@@ -114,7 +128,7 @@ def _balanced(
     chosen: list[int] = []
     for _, s in sorted(order, key=lambda entry: entry[0]):
         tokens -= rendered.spans[s].end - rendered.spans[s].start
-        if len(chosen) >= most or (tokens < 0 and len(chosen) >= 2):
+        if len(chosen) == most or (tokens < 0 and len(chosen) >= 2):
             break
         chosen.append(s)
     return sorted(chosen)

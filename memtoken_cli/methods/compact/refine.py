@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...engine.attend import Read
-from ...engine.backbone import CausalLM, Packed, hides
+from ...engine.backbone import CausalLM, hides
 from ...engine.memory import LayerKV, Layers
+from ...engine.packed import Packed
 from .reference import Reference
 
 RATE = 2e-3

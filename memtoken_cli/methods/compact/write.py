@@ -19,11 +19,12 @@ from .score import Score
 
 @dataclass
 class Written:
-    """memory: what is kept; chosen: its tokens, [M] prompt indices a layer and head; report: figures for the
-    user."""
+    """memory: what is kept; chosen: its tokens, [M] prompt indices a layer and head; teacher_WV: the whole
+    prompt's logits at the reference rows' answers; report: figures for the user."""
 
     memory: Layers
     chosen: list[list[Tensor]]
+    teacher_WV: Tensor
     report: dict[str, Any]
 
 
@@ -60,4 +61,4 @@ def write(backbone: CausalLM, full: Layers, reference: Reference, slots: int, co
         "kl_estimate": round(float(kl(teacher_WV.log_softmax(-1), student_WV.log_softmax(-1)).mean()), 5),
         "seconds": {"score": round(scored - clock, 3), "fit": round(done - scored, 3)},
     }
-    return Written(Layers(tuple(fit.layers), full.next_position), chosen, report)
+    return Written(Layers(tuple(fit.layers), full.next_position), chosen, teacher_WV, report)

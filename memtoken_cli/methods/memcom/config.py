@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from memtoken_cli.data.render import Template
+from memtoken_cli.data.stream_config import LessonSection, StreamSection
 from memtoken_cli.engine.compare_config import Ratio, Rival
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.recipe.sections import Section, TrainSection
@@ -66,36 +67,6 @@ class Config(Section):
     def shape(self) -> dict[str, Any]:
         """What a trained compressor brings along."""
         return self.model_dump(mode="json", exclude=set(READING))
-
-
-class StreamSection(Section):
-    """`data.stream:` a seeded stream of in-context classification tasks; see `data.icl.Stream`."""
-
-    classes: int = Field(default=4, ge=2)
-    pool: int = Field(default=1, ge=1)
-    content: int = Field(default=1, ge=1)
-    filler: int = Field(default=2, ge=0)
-    words: int = Field(default=16, ge=2)
-    fillers: int = Field(default=8, ge=1)
-    labels: int = Field(default=4, ge=2)
-    noise: float = Field(default=0.4, ge=0, le=1)
-
-
-class LessonSection(Section):
-    """`data.lessons:` easy tasks beside the hard ones, which neither a new backbone nor a soft prompt learns
-    alone.
-
-    Attributes:
-        share: how often, relative to the other lessons.
-        pool, content, filler, noise, shots: of its tasks; left out: the stream's (and data.counts).
-    """
-
-    share: float = Field(gt=0)
-    pool: int | None = Field(default=None, ge=1)
-    content: int | None = Field(default=None, ge=1)
-    filler: int | None = Field(default=None, ge=0)
-    noise: float | None = Field(default=None, ge=0, le=1)
-    shots: int | None = Field(default=None, ge=2)
 
 
 class ExamSection(Section):

@@ -44,33 +44,7 @@ def exam(recipe: Recipe, run: Run, variants: Sequence[str]) -> list[dict[str, An
         data.exam.ratios,
         calibrated=False,
     )
-    rows = [row.record() for row in average(list(done))]
-    for name, wanted in recipe.expect.items():
-        found = margins(rows).get(name)
-        if found is None or found < wanted:
-            run.note(f"expect {name}: {wanted:g}, found {'nothing' if found is None else f'{found:.3f}'}")
-    return rows
-
-
-def figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy by contestant and ratio: `memcom_4`, `full`, ..."""
-    return {
-        row["method"] if row["ratio"] is None else f"{row['method']}_{row['ratio']:g}": row["accuracy"]
-        for row in rows
-    }
-
-
-def margins(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Accuracy of memcom over each other contestant, at the ratio where it is least: `over_fewer`, ..."""
-    ours = {row["ratio"]: row["accuracy"] for row in rows if row["method"] == NAME}
-    found: dict[str, float] = {}
-    for row in rows:
-        if row["method"] == NAME:
-            continue
-        for ratio in ours if row["ratio"] is None else [row["ratio"]]:
-            name = f"over_{row['method'].removeprefix(f'{NAME}-')}"
-            found[name] = min(found.get(name, 1.0), ours[ratio] - row["accuracy"])
-    return found
+    return [row.record() for row in average(list(done))]
 
 
 def _entrant(

@@ -12,6 +12,7 @@ from memtoken_cli.data.render import Template, render
 from memtoken_cli.data.shots import Shots
 from memtoken_cli.engine.answer import answer as answered
 from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.expect import figures, margins, unmet
 from memtoken_cli.engine.memory import Memory
 from memtoken_cli.engine.method import Answer, Budget, GenerateOptions, Made, Run
 from memtoken_cli.io.artifact import sha256_of
@@ -19,7 +20,7 @@ from memtoken_cli.io.errors import DataError
 from memtoken_cli.methods.memcom import SPEC, exam
 from memtoken_cli.methods.memcom.config import Config
 from memtoken_cli.methods.memcom.model import Writer
-from memtoken_cli.methods.memcom.run import check_reading, open_compressor, train
+from memtoken_cli.methods.memcom.run import NAME, check_reading, open_compressor, train
 from memtoken_cli.recipe.schema import Recipe
 
 
@@ -57,7 +58,9 @@ class MemCom:
     def evaluate(self, recipe: Recipe, run: Run) -> dict[str, Any]:
         """The trained compressor on held-out tasks, beside the recipe's rivals."""
         rows = exam.exam(recipe, run, variants=())
-        return exam.figures(rows) | exam.margins(rows) | {"rows": rows}
+        for line in unmet(recipe.expect, rows, NAME):
+            run.note(line)
+        return figures(rows) | margins(rows, NAME) | {"rows": rows}
 
     def bench(self, recipes: Sequence[Recipe], run: Run) -> list[dict[str, Any]]:
         """Every compressor that the recipes name, trained where it is not yet, in one table."""

@@ -17,13 +17,14 @@ from memtoken_cli.engine.checkpoint import run_dir
 from memtoken_cli.engine.dist import World, join
 from memtoken_cli.engine.fit import fit
 from memtoken_cli.engine.method import Run
+from memtoken_cli.engine.pretrain import BACKBONE
 from memtoken_cli.io import artifact
 from memtoken_cli.io.artifact import Header, ModelRef
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memcom.config import READING, Config, TrainConfig
 from memtoken_cli.methods.memcom.learn import Compression
 from memtoken_cli.methods.memcom.model import Writer, compressor
-from memtoken_cli.methods.memcom.source import BACKBONE, episodes, target, template_of, trained_by
+from memtoken_cli.methods.memcom.source import episodes, target, template_of, trained_by
 from memtoken_cli.recipe.schema import Recipe
 from memtoken_cli.recipe.sections import NewModel
 
