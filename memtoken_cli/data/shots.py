@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -139,9 +139,13 @@ def shots_of(records: Iterable[Mapping[str, Any]], source: str = "<records>") ->
     return Shots(items, kind, source, hashlib.sha256(b"".join(line + b"\n" for _, line in raw)).hexdigest())
 
 
-def iter_queries(path: str | Path, on_error: Callable[[DataError], None] | None = None) -> Iterator[Query]:
+def iter_queries(
+    path: str | Path,
+    on_error: Callable[[DataError], None] | None = None,
+    texts: Sequence[str] = ("input",),
+) -> Iterator[Query]:
     """Queries as they come: JSONL {"input"[, "output"]} if the first line begins with "{", otherwise bare
-    lines.
+    lines. `texts`: the keys that a record's text may have, the first one found counts.
 
     A bad line raises DataError at file:line, or goes to `on_error` and is left out if that returns.
     """
@@ -153,7 +157,7 @@ def iter_queries(path: str | Path, on_error: Callable[[DataError], None] | None 
     jsonl = _is_jsonl(path, [first])
     for number, line in chain([first], lines):
         try:
-            query = _query(line, number, f"{name}:{number}", jsonl)
+            query = _query(line, number, f"{name}:{number}", jsonl, texts)
         except DataError as error:
             if on_error is None:
                 raise
@@ -162,13 +166,14 @@ def iter_queries(path: str | Path, on_error: Callable[[DataError], None] | None 
             yield query
 
 
-def _query(line: bytes, number: int, where: str, jsonl: bool) -> Query:
+def _query(line: bytes, number: int, where: str, jsonl: bool, texts: Sequence[str]) -> Query:
     text = decode(line, where)
     if not jsonl:
         return Query(text, None, number)
     value = parse_object(text, where)
     output = _text(value, "output", where) if "output" in value else None
-    return Query(_text(value, "input", where), output, number, value)
+    key = next((key for key in texts if key in value), texts[0])
+    return Query(_text(value, key, where), output, number, value)
 
 
 def read_queries(path: str | Path) -> list[Query]:

@@ -108,12 +108,17 @@ def _cut(text: str, stop: tuple[str, ...]) -> int | None:
     return min(found, default=None)
 
 
+def end_ids(backbone: CausalLM) -> list[int]:
+    """The tokens that end a text: the tokenizer's and those that the model declares, ascending."""
+    own = backbone.model.generation_config
+    declared = own.eos_token_id if own is not None else None
+    ends = {backbone.tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
+    return sorted(int(e) for e in ends if e is not None)
+
+
 def _config(backbone: CausalLM, options: GenerateOptions) -> GenerationConfig:
     """Everything said here, so that a model's own generation defaults do not leak in."""
-    tokenizer, own = backbone.tokenizer, backbone.model.generation_config
-    declared = own.eos_token_id if own is not None else None
-    ends = {tokenizer.eos_token_id} | set(declared if isinstance(declared, list) else [declared])
-    eos = sorted(int(e) for e in ends if e is not None)
+    tokenizer, eos = backbone.tokenizer, end_ids(backbone)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(eos), 0)
     sample = options.temperature > 0
     config = GenerationConfig(

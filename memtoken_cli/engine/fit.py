@@ -231,7 +231,8 @@ class _Loop:
         checked = self.validate_every and (at.step % self.validate_every == 0 or at.step == self.total)
         validated = self.task.validate(at) if checked and isinstance(self.task, Validates) else {}
         if at.step % self.log_every == 0 or at.step == self.total or validated:
-            means = {name: s / c if c else None for name, (s, c) in self.sums.items()}
+            # sorted, as a checkpoint gives them back
+            means = {name: s / c if c else None for name, (s, c) in sorted(self.sums.items())}
             event = {
                 "step": at.step,
                 "phase": at.phase,

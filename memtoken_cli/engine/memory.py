@@ -1,15 +1,16 @@
 """Memory: the tensors that stand for something long, and what each of them stands for.
 
-Nothing outside this file knows the layout. Two shapes cover the four ports: `Layers` holds keys
+Nothing outside this file knows the layout. Three shapes cover the four ports: `Layers` holds keys
 and values of its own for every layer, heads of unequal length laid end to end with nothing padded;
-`Tokens` holds vectors that enter as a prefix, through cross-attention or beside the vocabulary.
+`Tokens` holds vectors that enter as a prefix or through cross-attention; `Rows` holds named rows that
+stand beside the vocabulary, with whatever a method keeps to choose among them.
 
 Shape suffixes: L layers, N key/value heads, M tokens of a head, X tokens of all heads of a layer
-laid end to end (X = sum of M over N), D head or model width.
+laid end to end (X = sum of M over N), D head or model width, P named rows, k tokens of a row, E model width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..io.errors import DataError
 
 PORTS = ("prefix", "layers", "cross", "vocab")
+CONTROL = "control"
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,14 @@ class Layers:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Memory of the `prefix`, `cross` or `vocab` port: tokens_MD, and a name for what each stands for."""
+    """Memory of the `prefix` or `cross` port: tokens_MD, and a name for what each stands for."""
 
     port: str
     tokens_MD: Tensor
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.port not in PORTS or self.port == "layers":
+        if self.port not in ("prefix", "cross"):
             raise DataError(f"no port named {self.port!r} takes plain tokens")
         if self.names and len(self.names) != self.tokens_MD.shape[0]:
             raise DataError(f"{self.tokens_MD.shape[0]} memory tokens but {len(self.names)} names")
@@ -147,7 +149,39 @@ class Tokens:
         return {"tokens_MD": self.tokens_MD.detach().contiguous()}
 
 
-Memory = Layers | Tokens
+@dataclass(frozen=True)
+class Rows:
+    """Memory of the `vocab` port: control_PkE float32, k embeddings of each name; kept: a method's other
+    tensors by their names in the artifact."""
+
+    names: tuple[str, ...]
+    control_PkE: Tensor
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    port = "vocab"
+
+    def __post_init__(self) -> None:
+        if self.control_PkE.dim() != 3 or self.control_PkE.shape[0] != len(self.names):
+            raise DataError(
+                f"{len(self.names)} names for control rows of shape {list(self.control_PkE.shape)}"
+            )
+        if CONTROL in self.kept:
+            raise DataError(f"a tensor that is kept beside the rows cannot be called {CONTROL}")
+
+    @property
+    def slots(self) -> float:
+        """Rows kept."""
+        return float(len(self.names))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.numel() * x.element_size() for x in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        named = {CONTROL: self.control_PkE, **self.kept}
+        return {name: x.detach().contiguous() for name, x in named.items()}
+
+
+Memory = Layers | Tokens | Rows
 
 
 def from_tensors(
@@ -155,6 +189,9 @@ def from_tensors(
 ) -> Memory:
     """The memory that `tensors()` wrote. Raises DataError where a tensor is missing or does not fit."""
     try:
+        if port == "vocab":
+            kept = {name: x for name, x in tensors.items() if name != CONTROL}
+            return Rows(tuple(names), tensors[CONTROL], kept)
         if port != "layers":
             return Tokens(port, tensors["tokens_MD"], tuple(names))
         layers = []

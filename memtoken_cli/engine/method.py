@@ -36,6 +36,7 @@ class Spec:
         sources: what a positional SOURCE may be: "shots", "series", "stream", ...
         default_for: the verbs whose default method it is.
         needs_model: whether its verbs read a language model; without one the backbone they get is None.
+        instead: for verbs that it does not answer, what to type.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Spec:
     sources: frozenset[str] = frozenset()
     default_for: frozenset[str] = frozenset()
     needs_model: bool = True
+    instead: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ class Made:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How to answer queries; with `labels` the answer is the likeliest of them, otherwise text is decoded."""
+    """How to answer queries; with `labels` the answer is the likeliest of them, otherwise text is decoded.
+
+    own: a method's own GenerateKeys, where it has any. records, lines: the JSONL records that the queries
+    came in and their line numbers, or nothing.
+    """
 
     labels: tuple[str, ...] | None = None
     max_new_tokens: int = 32
@@ -109,14 +115,19 @@ class GenerateOptions:
     batch: int = 32
     seed: int = 0
     calibrate: bool = True
+    own: Any = None
+    records: tuple[Mapping[str, Any], ...] = ()
+    lines: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One query's answer; `scores` are log-probabilities a label, where labels were given."""
+    """One query's answer; `scores` are log-probabilities a label, where labels were given. `trace`: how the
+    answer came about, JSON-ready, where the method tells."""
 
     output: str
     scores: Mapping[str, float] | None = None
+    trace: Mapping[str, Any] | None = None
 
 
 class Run(Protocol):
@@ -170,12 +181,62 @@ class Segments(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class BankCall:
+    """One `memtok bank` command line.
+
+    Args:
+        action: list, show, add, remove, rename, merge, select, diff, verify or export.
+        file: the bank. arguments: names, or further banks, in the user's order.
+        out: where the result goes; in_place: to `file` itself. Verbs that write have one of the two.
+        model: the language model, where it is not the header's. data: what to add.
+        to: the format of an export. on_clash: of names in a merge. shared_blocks: what a merge takes of
+            blocks that several banks hold. recouple: fit an export to a format that lacks the addresses.
+        trust_remote_code: run the Python files of the model.
+    """
+
+    action: str
+    file: str
+    arguments: tuple[str, ...] = ()
+    out: str | None = None
+    in_place: bool = False
+    model: str | None = None
+    data: str | None = None
+    to: str | None = None
+    on_clash: str = "error"
+    shared_blocks: str = "refuse"
+    recouple: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def target(self) -> str:
+        """The file that a verb writes."""
+        return self.file if self.in_place else str(self.out)
+
+
 @runtime_checkable
 class Banks(Protocol):
-    def bank(
-        self, action: str, file: str, arguments: Sequence[str], config: Any, run: Run
-    ) -> Iterator[Mapping[str, Any]]:
-        """Rows that tell what list, show, add, remove, rename or merge did to the artifact `file`."""
+    def bank(self, call: BankCall, keys: Any, run: Run) -> Iterator[Mapping[str, Any]]:
+        """What was found or done, one row each; `keys` is the config module's BankKeys (or Config).
+
+        A verb that writes gives one row that has the result's `path`.
+        """
+        ...
+
+
+@runtime_checkable
+class Measures(Protocol):
+    def measure(
+        self,
+        backbone: CausalLM,
+        memory: Memory,
+        about: Mapping[str, Any],
+        data: str,
+        keys: Any,
+        run: Run,
+    ) -> list[dict[str, Any]]:
+        """Rows of figures of one artifact on `data`, where the engine's own measure does not fit; `keys` is
+        the config module's EvaluateKeys."""
         ...
 
 

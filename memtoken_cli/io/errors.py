@@ -49,7 +49,7 @@ class DataError(MemtokError):
 
 
 class PartialFailure(MemtokError):
-    """Some records failed; the rest was written."""
+    """Some records failed, or a bench found less than its recipe expects; the rest was written."""
 
     exit_code = 4
 

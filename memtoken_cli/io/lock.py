@@ -1,4 +1,5 @@
-"""One process a run directory: an advisory lock that the system drops when its holder dies."""
+"""One process a run directory or a file that is changed in place: an advisory lock that the system drops when
+its holder dies."""
 
 from __future__ import annotations
 
@@ -19,13 +20,27 @@ def run_lock(directory: str | Path) -> Iterator[None]:
     """Hold `directory` (made if absent) for the block. Raises Locked naming the holder's process id."""
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / NAME
+    hint = "wait for it to end, or give another directory with --out"
+    with _held(folder / NAME, folder, hint):
+        yield
+
+
+@contextmanager
+def file_lock(path: str | Path) -> Iterator[None]:
+    """Hold a file that is about to be replaced by a new version of itself. Raises Locked; a file beside it,
+    whose name begins with a dot, stays."""
+    final = Path(os.path.realpath(path))
+    with _held(final.with_name(f".{final.name}{NAME}"), path, "wait for it to end, or write to --out FILE"):
+        yield
+
+
+@contextmanager
+def _held(path: Path, what: str | Path, hint: str) -> Iterator[None]:
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        hint = "wait for it to end, or give another directory with --out"
-        raise Locked(f"{folder} is in use by process {_holder(path)}", hint=hint) from None
+        raise Locked(f"{what} is in use by process {_holder(path)}", hint=hint) from None
     try:
         path.write_text(str(os.getpid()), encoding="ascii")
         yield

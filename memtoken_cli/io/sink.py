@@ -109,6 +109,10 @@ class Sink:
         if not self.quiet:
             _stderr(text)
 
+    def told(self, text: str) -> None:
+        """Something that was asked for beside the results, on standard error; never silent."""
+        _stderr(text)
+
     def warn(self, text: str) -> None:
         """Something to worry about, on standard error; never silent."""
         _stderr(f"warning: {text}")
