@@ -12,10 +12,9 @@ NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 AUTO = "auto"
 
 # Options without a value (a test compares them with the app's), and the common ones that take one.
-FLAGS = frozenset(
-    {"--json", "--quiet", "--verbose", "--dry-run", "--fresh", "--trust-remote-code", "--help", "--version"}
-)
 COMMON_FLAGS = frozenset({"--json", "--quiet", "--verbose"})
+_OWN_FLAGS = {"--dry-run", "--fresh", "--trust-remote-code", "--in-place", "--recouple"}
+FLAGS = frozenset({*COMMON_FLAGS, *_OWN_FLAGS, "--help", "--version"})
 COMMON_VALUED = frozenset({"--seed", "--device"})
 _SHORT_COMMON = re.compile(r"-[qv]+")
 # Commands whose only positional is a file: there a literal `--` needs no marking.

@@ -19,6 +19,15 @@ SECONDS = "seconds"  # what a report says of time; it stays out of artifacts, wh
 
 
 @dataclass(frozen=True)
+class Source:
+    """An artifact's bytes and its header: what can be known without torch."""
+
+    path: str
+    data: bytes
+    header: "Header"
+
+
+@dataclass(frozen=True)
 class Opened:
     """A memory as read from an artifact."""
 
@@ -45,12 +54,12 @@ def header_for(
     request: Mapping[str, Any],
 ) -> "Header":
     """The header of a compressed prompt."""
-    from memtoken_cli.engine.memory import Tokens
+    from memtoken_cli.engine.memory import Layers
     from memtoken_cli.io.artifact import Header, ModelRef
 
     memory = made.memory
     entry: dict[str, Any] = (
-        {NAMES: list(memory.names)} if isinstance(memory, Tokens) else {NEXT_POSITION: memory.next_position}
+        {NEXT_POSITION: memory.next_position} if isinstance(memory, Layers) else {NAMES: list(memory.names)}
     )
     model = None
     if backbone is not None:
@@ -73,23 +82,37 @@ def header_for(
     )
 
 
-def open_memory(path: str) -> Opened:
-    """Read and check one artifact; "-" is standard input. Raises DataError where it holds no memory."""
-    from memtoken_cli.engine.memory import from_tensors
+def peek(path: str) -> Source:
+    """One artifact's bytes and header, no torch; "-" is standard input. Raises DataError where it holds no
+    memory."""
     from memtoken_cli.io import artifact
+    from memtoken_cli.io.records import source_name
 
-    header, tensors = artifact.read(path)
+    data = artifact.content(path)
+    header = artifact.read_header(data, name=source_name(path))
     if header.kind != "memory" or header.port is None:
         raise DataError(
             f"{path} holds a {header.kind} of {header.method}, not a memory",
             hint="memtok compress --shots prompts.jsonl --ratio 4",
         )
+    return Source(path, data, header)
+
+
+def open_memory(source: str | Source) -> Opened:
+    """Read and check one artifact; "-" is standard input. Raises DataError where it holds no memory."""
+    from memtoken_cli.engine.memory import from_tensors
+    from memtoken_cli.io import artifact
+    from memtoken_cli.io.records import source_name
+
+    if isinstance(source, str):
+        source = peek(source)
+    header, tensors = artifact.read(source.data, name=source_name(source.path))
     about = header.about
-    memory = from_tensors(header.port, tensors, about.get(NEXT_POSITION, 0), about.get(NAMES, ()))
-    return Opened(path, header, memory)
+    memory = from_tensors(str(header.port), tensors, about.get(NEXT_POSITION, 0), about.get(NAMES, ()))
+    return Opened(source.path, header, memory)
 
 
-def check_alike(opened: Sequence[Opened]) -> None:
+def check_alike(opened: Sequence[Opened | Source]) -> None:
     """Raise UsageError unless the memories may be read together: one method, one model."""
     first = opened[0]
     for other in opened[1:]:
@@ -105,21 +128,24 @@ def check_alike(opened: Sequence[Opened]) -> None:
 
 
 def check_backbone(opened: Opened, backbone: "CausalLM | None") -> None:
-    """Raise UsageError where the loaded model is not the one the memory was made with."""
+    """Raise UsageError where the loaded model is not the one the memory was made with; DataError for a bank,
+    which cannot be made again by the same command with another --model."""
     made_with = opened.header.model
     if backbone is None or made_with is None:
         return
+    bank = opened.header.port == "vocab"
+    again = "train a bank for it" if bank else "compress the prompt again"
     for what, wanted, found in (
         ("weights", made_with.fingerprint, backbone.fingerprint),
         ("tokenizer", made_with.tokenizer, backbone.tokenizer_digest),
     ):
         if wanted is not None and wanted != found:
-            raise UsageError(
+            raise (DataError if bank else UsageError)(
                 f"{opened.path} was made with {made_with.name}, not with the {what} of {backbone.name} "
                 f"(expected {wanted[:12]}, found {found[:12]})",
-                hint=f"--model {made_with.name}, or compress the prompt again with --model {backbone.name}",
+                hint=f"--model {made_with.name}, or {again} with --model {backbone.name}",
             )
 
 
-def _named(opened: Opened) -> str:
+def _named(opened: Opened | Source) -> str:
     return opened.header.model.name if opened.header.model else "no model"

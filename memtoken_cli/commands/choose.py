@@ -31,9 +31,8 @@ def method_for(verb: str, name: str | None = None, source: str | None = None) ->
             hint=f"pip install a package whose entry points {ENTRY_POINTS} name one with this verb",
         )
     if name is not None and name not in able:
-        raise UsageError(
-            f"method {name!r} does not answer `memtok {verb}`", hint=f"--method {' or '.join(able)}"
-        )
+        hint = specs[name].instead.get(verb, f"--method {' or '.join(able)}")
+        raise UsageError(f"method {name!r} does not answer `memtok {verb}`", hint=hint)
     spec = able[name or _default(verb, able)]
     if source is not None and spec.sources and source not in spec.sources:
         raise UsageError(f"method {spec.name!r} reads {', '.join(sorted(spec.sources))}, not {source}")

@@ -14,10 +14,13 @@ from memtoken_cli.commands.tables import print_report, print_rows
 from memtoken_cli.io.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from memtoken_cli.commands.artifacts import Source
     from memtoken_cli.commands.reader import Reader
     from memtoken_cli.data.shots import Query, Shots
     from memtoken_cli.engine.compare_config import EvaluateConfig
-    from memtoken_cli.engine.method import Evaluates
+    from memtoken_cli.engine.method import Evaluates, Measures
 
 EXAMPLE = "memtok evaluate prompts.memory.safetensors --data test.jsonl"
 
@@ -51,6 +54,9 @@ def evaluate(
                queries=N           at most so many records
                labels=first_token  score labels by their first token alone
                calibrate=false     no calibrated column
+               For a bank of procedures, --data is a folder with one in a file:
+               tasks=FILE|N  test=N  prompt=query|instruction+query  negatives=FILE
+               chains=FILE   max_new_tokens=N  batch=N  generate=false
 
     Example: memtok evaluate prompts.memory.safetensors --data test.jsonl
     """
@@ -75,6 +81,50 @@ def _recipe(path: str, overrides: list[str], data: str | None, common: Common) -
 
 
 def _artifact(path: str, overrides: list[str], data: str | None, model: str | None, common: Common) -> None:
+    from memtoken_cli import methods
+    from memtoken_cli.commands.artifacts import peek
+
+    source = peek(path)
+    own = vars(methods.config_module(source.header.method)).get("EvaluateKeys")
+    if own is None:
+        _queries(path, overrides, data, model, common)
+    else:
+        _own(source, own, overrides, data, model, common)
+
+
+def _own(
+    source: "Source",
+    schema: type["BaseModel"],
+    overrides: list[str],
+    data: str | None,
+    model: str | None,
+    common: Common,
+) -> None:
+    """A memory that its method measures by itself."""
+    from memtoken_cli import methods
+    from memtoken_cli.commands.artifacts import backbone_for, check_backbone, open_memory
+    from memtoken_cli.recipe.overrides import flat
+
+    header = source.header
+    spec = method_for("evaluate", header.method)
+    asked = flat(overrides, schema)
+    if data is None:
+        raise UsageError(
+            "no data to measure the artifact on", hint=f"memtok evaluate {source.path} --data DIR"
+        )
+    opened = open_memory(source)
+    method = cast("Measures", methods.load(spec.name))
+    backbone = backbone_for(spec, model or (header.model.name if header.model else ""), common)
+    check_backbone(opened, backbone)
+    with common.sink() as sink:
+        run = Request.of(common, sink)
+        rows = method.measure(backbone, opened.memory, header.about, data, asked, run)
+        sink.document({"path": source.path, "method": header.method})
+        print_rows(rows, sink)
+
+
+def _queries(path: str, overrides: list[str], data: str | None, model: str | None, common: Common) -> None:
+    """A memory that queries are put to, beside the baselines that its shots allow."""
     from memtoken_cli.commands.keys import GenerateKeys
     from memtoken_cli.commands.reader import Reader
     from memtoken_cli.data.shots import read_shots

@@ -41,6 +41,11 @@ def inspect(
             sink.document({"path": file, "bytes": size, **header.model_dump(mode="json")})
         else:
             sink.table(rows(file, size, header), ["", "artifact"])
+            if isinstance(header.about.get("rows"), list) and header.kind == "memory":
+                from memtoken_cli.commands import bank
+
+                sink.text("")
+                bank.show(header, bank.rows(header, file), file, sink)
 
 
 def rows(path: str, size: int, header: "Header") -> list[list[str]]:
@@ -69,5 +74,5 @@ def rows(path: str, size: int, header: "Header") -> list[list[str]]:
     return [
         [name, repr(value)[1:-1] if isinstance(value, str) else str(value)]
         for name, value in table
-        if value is not None
+        if value is not None and value != ""
     ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,10 +17,44 @@ FROM_MEMORY = "memory"
 _DEFAULT = GenerateOptions()
 
 
+class Asked(Protocol):
+    """What the command asks of any method's keys. A config module's GenerateKeys, where it has one, is a
+    pydantic model of this protocol and stands in the place of the one below.
+
+    texts: the keys that a record's query may have. input: a file of queries. trace: tell `told` on standard
+    error.
+    """
+
+    texts: ClassVar[tuple[str, ...]]
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def errors(self) -> str: ...
+    @property
+    def input(self) -> str | None: ...
+    @property
+    def trace(self) -> bool: ...
+    def options(self, about: Mapping[str, Any], seed: int | None) -> GenerateOptions:
+        """The engine's options. Raises UsageError for what the header `about` rules out."""
+        ...
+
+    def check(self, record: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Raises DataError for a record's own options that the header rules out."""
+        ...
+
+    def told(self, trace: Mapping[str, Any]) -> list[str]:
+        """An answer's trace as lines."""
+        ...
+
+
 class GenerateKeys(BaseModel):
     """The keys of `memtok generate` and of `memtok evaluate ARTIFACT`; defaults are the engine's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    texts: ClassVar[tuple[str, ...]] = ("input",)
+    input: ClassVar[str | None] = None
+    trace: ClassVar[bool] = False
 
     labels: str | None = None
     max_new_tokens: int = Field(default=_DEFAULT.max_new_tokens, ge=1)
@@ -41,6 +75,12 @@ class GenerateKeys(BaseModel):
         )
         return replace(options, labels=self._labels(about), seed=seed or 0)
 
+    def check(self, record: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Records have no options of their own."""
+
+    def told(self, trace: Mapping[str, Any]) -> list[str]:
+        return []
+
     def _labels(self, about: Mapping[str, Any]) -> tuple[str, ...] | None:
         if self.labels is None:
             return None
@@ -52,6 +92,13 @@ class GenerateKeys(BaseModel):
                 )
             return tuple(known)
         return read_labels(self.labels)
+
+
+def generate_keys(method: str) -> type[BaseModel]:
+    """The model of the keys that `memtok generate` takes for a memory of `method`: its own, or the one
+    above."""
+    own = vars(methods.config_module(method)).get("GenerateKeys", GenerateKeys)
+    return cast(type[BaseModel], own)
 
 
 def read_labels(path: str) -> tuple[str, ...]:

@@ -1,14 +1,23 @@
 """One or more memories with the method and the model that read them, for the commands that ask queries."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from memtoken_cli import methods
-from memtoken_cli.commands.artifacts import backbone_for, check_alike, check_backbone, open_memory
+from memtoken_cli.commands.artifacts import (
+    NAMES,
+    Source,
+    backbone_for,
+    check_alike,
+    check_backbone,
+    open_memory,
+    peek,
+)
 from memtoken_cli.commands.choose import method_for
-from memtoken_cli.commands.keys import GenerateKeys
+from memtoken_cli.commands.keys import Asked
 from memtoken_cli.commands.options import Common
+from memtoken_cli.data.shots import Query
 from memtoken_cli.engine.method import Answer, Generates
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.sink import Sink
@@ -16,21 +25,23 @@ from memtoken_cli.io.sink import Sink
 
 @dataclass
 class Reader:
-    """The memory with its method and model: artifacts are checked at once, the model waits for `load`."""
+    """The memory with its method and model: artifacts and keys are checked at once, the model waits for
+    `load`."""
 
-    paths: Sequence[str]
+    paths: Sequence[str | Source]
     model: str | None
     common: Common
-    asked: GenerateKeys
+    asked: Asked
     sink: Sink
 
     def __post_init__(self) -> None:
-        self.opened = [open_memory(path) for path in self.paths]
-        check_alike(self.opened)
-        header = self.opened[0].header
+        sources = [path if isinstance(path, Source) else peek(path) for path in self.paths]
+        check_alike(sources)
+        header = sources[0].header
         self.spec = method_for("generate", header.method)
-        self.about = header.about if len(self.opened) == 1 else self._joined_about()
+        self.about = header.about if len(sources) == 1 else _joined_about(sources)
         self.options = self.asked.options(self.about, self.common.seed)
+        self.opened = [open_memory(source) for source in sources]  # torch from here on
         self.method = cast(Generates, methods.load(self.spec.name))
         self.memory = self._joined()
         self.backbone: Any = None
@@ -43,22 +54,18 @@ class Reader:
 
         layers = [opened.memory for opened in self.opened if isinstance(opened.memory, Layers)]
         if len(layers) != len(self.opened):
-            raise UsageError("only memories of the layers port can be joined", hint="give --memory once")
+            hint = "give --memory once" + ("; memtok bank merge" if NAMES in self.about else "")
+            raise UsageError("only memories of the layers port can be joined", hint=hint)
         self.sink.warn("joined memories are approximate: none of them has read the others")
         return join(layers)
 
-    def _joined_about(self) -> dict[str, Any]:
-        """The first memory's notes; labels of all, and no calibration: it was fitted to one of them alone."""
-        notes = [opened.header.about for opened in self.opened]
-        if any(note.get("template") != notes[0].get("template") for note in notes):
-            raise UsageError(
-                "the memories were made with different templates", hint="compress both with one template="
-            )
-        labels = sorted({label for note in notes for label in note.get("labels") or ()})
-        return {**notes[0], "labels": labels or None, "calibration": None}
-
-    def answers(self, queries: Sequence[str]) -> Iterator[Answer]:
-        return self.method.answer(self.backbone, self.memory, self.about, queries, self.options)
+    def answers(self, queries: Sequence[str], rows: Sequence[Query] = ()) -> Iterator[Answer]:
+        """In the order of the queries; `rows` are what they came in, where a method reads more of it."""
+        options = self.options
+        if rows:
+            records, lines = tuple(row.record for row in rows), tuple(row.line for row in rows)
+            options = replace(options, records=records, lines=lines)
+        return self.method.answer(self.backbone, self.memory, self.about, queries, options)
 
     def load(self) -> None:
         """The model, once; raises where it is not the memories' own."""
@@ -69,4 +76,21 @@ class Reader:
         self.backbone = backbone_for(self.spec, name, self.common)
         for opened in self.opened:
             check_backbone(opened, self.backbone)
+        made_in = self.about.get("dtype")
+        here = None if self.backbone is None else str(self.backbone.dtype).removeprefix("torch.")
+        if made_in is not None and here is not None and made_in != here:
+            self.sink.warn(
+                f"the memory was made in {made_in}, the model is in {here}: close calls may differ"
+            )
         self.loaded = True
+
+
+def _joined_about(sources: Sequence[Source]) -> dict[str, Any]:
+    """The first memory's notes; labels of all, and no calibration: it was fitted to one of them alone."""
+    notes = [source.header.about for source in sources]
+    if any(note.get("template") != notes[0].get("template") for note in notes):
+        raise UsageError(
+            "the memories were made with different templates", hint="compress both with one template="
+        )
+    labels = sorted({label for note in notes for label in note.get("labels") or ()})
+    return {**notes[0], "labels": labels or None, "calibration": None}

@@ -1,0 +1,100 @@
+"""The statistics of a block: of its prompts, and of the states behind its segments under the final rows.
+
+Chains may call procedures of earlier blocks; what those are known by does not change, so that only classes
+of the block itself (and TEXT, END) are counted. What is computed from them is `lda.py`'s.
+
+Shape suffixes: N samples, D width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from memtoken_cli.engine import prefix_cache, vocab
+from memtoken_cli.methods.tokmem.bank import projection
+from memtoken_cli.methods.tokmem.config import LdaSection
+from memtoken_cli.methods.tokmem.examples import QUERY, Example
+from memtoken_cli.methods.tokmem.features import Prefix, behind
+from memtoken_cli.methods.tokmem.learn import Learning
+from memtoken_cli.methods.tokmem.pool import Pool
+from memtoken_cli.methods.tokmem.statistics import END, KEEP_ALL, TEXT, Class, Statistics, collect
+
+ROWS = 8  # of a forward behind the prompts
+
+
+def map_of(lda: LdaSection, width: int, seed: int) -> Tensor | None:
+    """The orthonormal map that features go through, or None."""
+    return projection(width, lda.project, seed) if lda.project is not None and lda.project < width else None
+
+
+def kept_of(lda: LdaSection) -> int:
+    return KEEP_ALL if lda.keep_features else lda.keep_val
+
+
+def first_site(
+    pool: Pool,
+    examples: Sequence[Example],
+    own: Mapping[int, str],
+    negatives: Sequence[Prefix] = (),
+    project_DQ: Tensor | None = None,
+) -> Statistics:
+    """Of every form of the examples' prompts, by the procedure that comes first; negatives are TEXT. own: the
+    block's procedures by their rows."""
+    classes: list[Class] = []
+    prefixes: list[Prefix] = []
+    for example in examples:
+        name = own.get(example.segments[0].row)
+        for form, prefix in pool.forms(example).items() if name is not None else ():
+            classes.append(Class(str(name), form))
+            prefixes.append(prefix)
+    classes += [Class(TEXT, QUERY)] * len(negatives)
+    prefixes += negatives
+    columns = [list(column) for column in zip(*(prefix.features for prefix in prefixes), strict=True)]
+    return collect(classes, _projected(columns, project_DQ), kept_of(pool.config.lda))
+
+
+@torch.no_grad()
+def boundary_site(
+    task: Learning,
+    b: int,
+    examples: Sequence[Example],
+    own: Mapping[int, str],
+    project_DQ: Tensor | None = None,
+) -> Statistics:
+    """Of the states behind each segment of the examples, query alone: what comes next (see `first_site`), or
+    END."""
+    classes: list[Class] = []
+    columns: list[list[Tensor]] = [[] for _ in range(len(task.config.features) + 1)]
+    table_RE = task.table(b).table_RE
+    # rows of about the same length, so that little is padding
+    order = sorted(examples, key=lambda e: (sum(len(s.ids) for s in e.segments), e.key))
+    for start in range(0, len(order), ROWS):
+        part = order[start : start + ROWS]
+        prefixes = [task.pool.get(example, QUERY) for example in part]
+        laid = [task.layout(example) for example in part]
+        ids_BU = torch.zeros(len(part), max(len(one.ids) for one in laid), dtype=torch.long)
+        for i, one in enumerate(laid):
+            ids_BU[i, : len(one.ids)] = torch.tensor(one.ids)
+        x_BUE = vocab.embed(task.backbone, ids_BU.to(task.backbone.device), table_RE)
+        prompted = prefix_cache.together(task.pool.frozen.kept(prefixes))
+        states = prefix_cache.go_on(task.backbone, prompted, x_BUE, every=True)
+        for i, (example, one, prefix) in enumerate(zip(part, laid, prefixes, strict=True)):
+            after = [*(own.get(s.row) for s in example.segments[1:]), END]
+            for (said, at), following in zip(one.ends, after, strict=True):
+                if following is None:
+                    continue
+                found = behind([x[i] for x in states], prefix, task.config.features, said, at)
+                classes.append(Class(following, QUERY))
+                for column, feature in zip(columns, found, strict=True):
+                    column.append(feature)
+    return collect(classes, _projected(columns, project_DQ), kept_of(task.config.lda))
+
+
+def _projected(columns: Sequence[Sequence[Tensor]], project_DQ: Tensor | None) -> list[Tensor]:
+    stacked = [torch.stack(list(column)).cpu() for column in columns]
+    if project_DQ is None:
+        return stacked
+    return [(x_ND.double() @ project_DQ.double()).float() for x_ND in stacked]

@@ -1,0 +1,62 @@
+"""What a piece of work costs: seconds, and the most memory it held."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+CLEAR = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+
+@dataclass
+class Cost:
+    """seconds of wall clock; peak_bytes: resident on the CPU (since the start of the process where the
+    system cannot count anew), allocated on a GPU."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@contextmanager
+def metered(device: torch.device) -> Iterator[Cost]:
+    """The cost of what runs inside the block, filled in at its end."""
+    cost = Cost()
+    gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        _forget()
+    start = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        if gpu:
+            torch.cuda.synchronize(device)
+        cost.seconds = time.perf_counter() - start
+        cost.peak_bytes = torch.cuda.max_memory_allocated(device) if gpu else _resident()
+
+
+def _forget() -> None:
+    """Let the system count the peak from here (Linux only)."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return
+
+
+def _resident() -> int:
+    try:
+        lines = STATUS.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,186 @@
+"""What the frozen model makes of prompts: keys and values, features that routing looks at, the last state.
+
+None of it depends on the bank: memory rows stand behind the prompt. No gradients here.
+
+Shape suffixes: B rows, T tokens, E model width, D width of a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memtoken_cli.engine import prefix_cache
+from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.prefix_cache import Kept
+from memtoken_cli.methods.tokmem.config import Feature
+from memtoken_cli.methods.tokmem.prompt import Prompt
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prompt, read. kept: its keys and values, or None where they were not kept. features: float32 [E]
+    each. h_E: float32, the state behind its last token, which the LM head reads."""
+
+    prompt: Prompt
+    kept: Kept | None
+    features: tuple[Tensor, ...]
+    h_E: Tensor
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt.ids)
+
+
+class Frozen:
+    """Reads prompts with a frozen backbone, and keeps up to `cache_gib` of keys and values.
+
+    What has been let in stays (a shuffled epoch would throw out of a least-recently-used cache what it needs
+    next), so that which prompts are kept depends on the order of the calls of `prepare` alone.
+    """
+
+    def __init__(self, backbone: CausalLM, features: Sequence[Feature], cache_gib: float = 0.0) -> None:
+        self.backbone, self.features = backbone, tuple(features)
+        self.room = int(cache_gib * 2**30)
+
+    def read(self, prompts: Sequence[Prompt]) -> list[Prefix]:
+        """Every prompt, in order, with its keys and values; what all begin with is read once.
+
+        Raises DataError for a prompt beyond the context.
+        """
+        if not prompts:
+            return []
+        gather = _Gather(self.backbone.dims.layers, self.features, prompts)
+        kept = prefix_cache.read(self.backbone, [p.ids for p in prompts], gather)
+        return [
+            Prefix(p, one, *gather.result(i)) for i, (p, one) in enumerate(zip(prompts, kept, strict=True))
+        ]
+
+    def prepare(self, prompts: Sequence[Prompt]) -> list[Prefix]:
+        """`read`, keeping keys and values only while there is room."""
+        out = []
+        counted = False
+        for prefix in self.read(prompts):
+            assert prefix.kept is not None
+            need = prefix.kept.own_bytes
+            if not counted:
+                need += sum(x.numel() * x.element_size() for x in prefix.kept.pieces[:-1])
+            if need <= self.room:
+                self.room -= need
+                counted = True
+                out.append(prefix)
+            else:
+                out.append(Prefix(prefix.prompt, None, prefix.features, prefix.h_E))
+        return out
+
+    def kept(self, prefixes: Sequence[Prefix]) -> list[Kept]:
+        """Keys and values of each; those that were not kept are read again, together."""
+        lost = [i for i, prefix in enumerate(prefixes) if prefix.kept is None]
+        again = dict(zip(lost, self.read([prefixes[i].prompt for i in lost]), strict=True))
+        found = [again.get(i, prefix).kept for i, prefix in enumerate(prefixes)]
+        return [one for one in found if one is not None]
+
+
+class _Gather:
+    """Picks features out of hidden states as they pass; the shared part is remembered until the end."""
+
+    def __init__(self, layers: int, features: Sequence[Feature], prompts: Sequence[Prompt]) -> None:
+        self.features, self.prompts = features, prompts
+        self.at = [level(f, layers) for f in features]
+        self.shared: list[Tensor] = []
+        self.found: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
+
+    def __call__(self, rows: Sequence[int], states: tuple[Tensor, ...], first: int) -> None:
+        if not rows:
+            self.shared = [states[at][0].float() for at in self.at]
+            return
+        for b, i in enumerate(rows):
+            prompt = self.prompts[i]
+            last = len(prompt.ids) - 1 - first
+            picked = []
+            for f, (feature, at) in enumerate(zip(self.features, self.at, strict=True)):
+                x_TE = states[at][b]
+                if feature.pool == "last":
+                    picked.append(x_TE[last].float().clone())
+                    continue
+                start, end = prompt.user
+                total = x_TE[max(start - first, 0) : max(end - first, 0)].float().sum(0)
+                if self.shared and start < first:
+                    total = total + self.shared[f][start : min(end, first)].sum(0)
+                picked.append(total / (end - start))
+            self.found[i] = (tuple(picked), states[-1][b, last].float().clone())
+
+    def result(self, i: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        return self.found[i]
+
+
+def level(feature: Feature, layers: int) -> int:
+    """Which of the layers + 1 hidden states a feature is of."""
+    # half up: Python would round half to even, which differs between depths
+    return min(layers, int(feature.depth * layers + 0.5))
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a row is routed by behind a segment."""
+
+    h_E: Tensor
+    features: tuple[Tensor, ...]
+
+
+class Boundary:
+    """The features behind a row's last segment, gathered as its tokens go in.
+
+    Those of the first site, but with the last token's states of now, and the mean final state of the
+    segment's own tokens (neither memory nor its end). Before each `see`, `said` tells whether that token is
+    such a one.
+    """
+
+    def __init__(self, watch: Sequence[Feature], prefix: Prefix, layers: int) -> None:
+        self.watch, self.prefix = tuple(watch), prefix
+        self.at = [level(f, layers) for f in self.watch]
+        self.layers = layers
+        self.said = False
+        self.last: list[Tensor] = list(prefix.features)
+        self.total_E = torch.zeros_like(prefix.h_E)
+        self.count = 0
+        self.fresh = True
+
+    def see(self, states: Sequence[Tensor], h_E: Tensor, put: int) -> None:
+        """The states [E] of every layer behind the token `put`, and what the head reads there."""
+        final_E = h_E.float()
+        for f, (feature, at) in enumerate(zip(self.watch, self.at, strict=True)):
+            if feature.pool == "last":
+                self.last[f] = final_E if at == self.layers else states[at].float()
+        if self.said:
+            if self.fresh:
+                self.total_E, self.count = torch.zeros_like(final_E), 0
+            self.total_E, self.count = self.total_E + final_E, self.count + 1
+        # memory and ends stand between segments: what is said next begins another one
+        self.fresh, self.said = not self.said, False
+
+    def state(self, h_E: Tensor) -> Place:
+        """What the row is routed by now."""
+        segment_E = self.total_E / self.count if self.count else h_E.float()
+        return Place(h_E, (*self.last, segment_E))
+
+
+def behind(
+    states: Sequence[Tensor], prefix: Prefix, watch: Sequence[Feature], said: range, at: int
+) -> tuple[Tensor, ...]:
+    """`Boundary`'s features of a row whose whole continuation is at hand: states [U,E] of every layer; the
+    segment's own tokens are `said`, the boundary is behind token `at`."""
+    layers = len(states) - 1
+    found = [
+        states[level(f, layers)][at].float() if f.pool == "last" else first
+        for f, first in zip(watch, prefix.features, strict=True)
+    ]
+    return (*found, states[-1][said.start : said.stop].float().mean(0))
+
+
+def stacked(prefixes: Sequence[Prefix], feature: int) -> Tensor:
+    """[B,D] float32: one feature of many prompts."""
+    return torch.stack([prefix.features[feature] for prefix in prefixes])

@@ -1,0 +1,75 @@
+"""What a recipe's `data:` names, read and checked: procedures, training chains, queries for no procedure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from memtoken_cli.data import operations
+from memtoken_cli.data.chains import Chain, made_chains, read_chains, read_negatives
+from memtoken_cli.data.procedures import Caps, Procedure, read_procedures
+from memtoken_cli.methods.tokmem.config import DataConfig
+from memtoken_cli.methods.tokmem.examples import blocks_of, fits
+from memtoken_cli.methods.tokmem.prompt import Prompts
+
+
+@dataclass(frozen=True)
+class Material:
+    """procedures: in the order in which they are learned; blocks: runs of them. chains: to train on. skipped:
+    records that were left out, each with its place."""
+
+    procedures: tuple[Procedure, ...]
+    blocks: tuple[range, ...]
+    chains: tuple[Chain, ...] = ()
+    negatives: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(p.name for p in self.procedures)
+
+
+def material(
+    data: DataConfig,
+    prompts: Prompts,
+    longest: int,
+    seed: int,
+    *,
+    known: Sequence[str] = (),
+    note: Callable[[str], None] = lambda text: None,
+) -> Material:
+    """What `data:` names. known: procedures of a bank, which chains may call too. Raises DataError with every
+    problem at its file:line, UsageError for unknown `tasks`."""
+    if data.toy is not None:
+        toy = operations.toy(data.toy.procedures, data.toy.samples, data.val, data.test, seed)
+        blocks = tuple(blocks_of(data.blocks, len(toy)))
+        chains = made_chains(toy, "train", data.toy.chains, seed, joined=operations.join)
+        return Material(tuple(toy), blocks, tuple(chains))
+    assert data.path is not None, "the section checks that there is a path or a toy"
+    found = read_procedures(
+        data.path,
+        tasks=data.tasks,
+        caps=Caps(data.train, data.val, data.test),
+        skip_bad=data.skip_bad,
+        described=data.described,
+        check=fits(prompts, longest),
+    )
+    if found.dropped:
+        note(f"{found.dropped} training samples left out: their input is a test's too")
+    if found.skipped:
+        note(f"{len(found.skipped)} bad records left out, first {found.skipped[0]}")
+    return Material(
+        found.items,
+        tuple(blocks_of(data.blocks, len(found.items))),
+        tuple(_chains(data, found.items, known, seed)),
+        tuple(read_negatives(data.negatives)) if data.negatives else (),
+        found.skipped,
+    )
+
+
+def _chains(data: DataConfig, items: Sequence[Procedure], known: Sequence[str], seed: int) -> list[Chain]:
+    if data.chains is None:
+        return []
+    if isinstance(data.chains, int):
+        return made_chains(items, "train", data.chains, seed, case=data.case)
+    return read_chains(data.chains, [*known, *(item.name for item in items)])

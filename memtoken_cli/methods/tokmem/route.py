@@ -1,0 +1,206 @@
+"""Routing: which procedure (or TEXT, or END) a row goes on with, by the bank's addresses (TokMem eq. 4).
+
+Reads states, runs nothing of the backbone but its head. The grammar that asks is `decode.py`. Trained
+addresses compete with the vocabulary in one softmax; `lda` scores compete among themselves, TEXT and END. At
+the first site "text" is the vocabulary's share, at a boundary "end" is that of the EOS token.
+
+Shape suffixes: B rows, P procedures, S procedures and specials, E model width, D feature width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from memtoken_cli.engine import vocab
+from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.decode import end_ids
+from memtoken_cli.methods.tokmem.bank import Bank
+from memtoken_cli.methods.tokmem.lda import Scorer
+from memtoken_cli.methods.tokmem.statistics import END, TEXT
+
+Site = Literal["first", "boundary"]
+
+
+class State(Protocol):
+    """What a row is routed by. h_E: what the head reads; features: float32 [D], one a feature of the site."""
+
+    @property
+    def h_E(self) -> Tensor: ...
+    @property
+    def features(self) -> Sequence[Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one row may choose: the procedures allowed_P, and at the first site with `plain` no procedure
+    (TEXT), which also wins where the best procedure has less than min_prob."""
+
+    allowed_P: Tensor
+    plain: bool = True
+    min_prob: float = 0.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """One decision. procedure: None for text or the end; p: of what was chosen. logit: the procedure's score.
+    alternatives: the next ones, so that with the chosen one there are `top_k`. p_text, p_end: None where the
+    bank cannot tell."""
+
+    site: Site
+    procedure: str | None
+    p: float
+    logit: float | None = None
+    forced: bool = False
+    alternatives: tuple[tuple[str, float], ...] = ()
+    p_text: float | None = None
+    p_end: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """As --json tells it."""
+        plain = {"p_text": self.p_text} if self.site == "first" else {"p_end": self.p_end}
+        return {
+            "site": self.site,
+            "procedure": self.procedure,
+            "p": self.p,
+            "logit": self.logit,
+            "forced": self.forced,
+            "alternatives": [{"procedure": name, "p": p} for name, p in self.alternatives],
+            **plain,
+        }
+
+
+class Router:
+    """A bank's addresses, made ready once: the closed forms are solved here."""
+
+    def __init__(self, bank: Bank, backbone: CausalLM) -> None:
+        self.bank, self.backbone = bank, backbone
+        self.names = bank.names
+        self.trained = bank.meta.address != "lda"
+        self.joins = self.trained and bank.meta.softmax == "full"  # with the vocabulary, in one softmax
+        self.address_PE: Tensor | None = None
+        self.scorers: dict[str, Scorer] = {}
+        if self.trained:
+            rows_PE = bank.control_PkE[:, 0] if bank.address_PE is None else bank.address_PE
+            self.address_PE = rows_PE.to(backbone.device)
+        elif self.names:
+            self.scorers = {site: bank.scorer(site) for site in bank.sites}
+        self.ends = end_ids(backbone)
+
+    def answers(self, site: Site) -> bool:
+        """Whether the bank can route at this site; a boundary needs trained addresses or statistics of it."""
+        return bool(self.names) and (self.trained or site in self.scorers)
+
+    def route(
+        self,
+        states: Sequence[State],
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        top_k: int = 3,
+        site: Site = "first",
+        *,
+        plain: bool = True,
+        min_prob: float = 0.0,
+    ) -> list[Route]:
+        """One decision a state, all under the same conditions. Raises UsageError for a name that is not in
+        the bank."""
+        wanted = {self.bank.index(name) for name in allow} or set(range(len(self.names)))
+        wanted -= {self.bank.index(name) for name in deny}
+        allowed_P = torch.tensor([i in wanted for i in range(len(self.names))], dtype=torch.bool)
+        return self.pick(site, states, [Choice(allowed_P, plain, min_prob)] * len(states), top_k)
+
+    def pick(
+        self, site: Site, states: Sequence[State], choices: Sequence[Choice], top_k: int = 3
+    ) -> list[Route]:
+        """One decision a row, each under its own conditions; a row with nothing allowed goes on as text or
+        ends."""
+        if not self.answers(site):
+            return [_nothing(site)] * len(states)
+        if site == "boundary":  # an end is always possible; `plain` and min_prob are about text
+            choices = [replace(choice, plain=True, min_prob=0.0) for choice in choices]
+        allowed_BP = torch.stack([choice.allowed_P for choice in choices])
+        found = (
+            self._trained(site, states, allowed_BP)
+            if self.trained
+            else self._scored(site, states, allowed_BP, choices)
+        )
+        scores_BP, p_BP, plain_B = found
+        return [
+            self._route(site, choice, top_k, scores_P, p_P, None if plain_B is None else float(plain_B[b]))
+            for b, (choice, scores_P, p_P) in enumerate(zip(choices, scores_BP, p_BP, strict=True))
+        ]
+
+    def joint(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 logits of the vocabulary [B,V] and of the trained addresses [B,P], on the CPU."""
+        assert self.address_PE is not None, "only trained addresses have logits"
+        P = len(self.address_PE)
+        logits = vocab.logits(self.backbone, h_BE[:, None], self.address_PE)[:, 0].float().cpu()
+        words_BV, scores_BP = logits.split([logits.shape[-1] - P, P], -1)
+        bias_P = self.bank.address_bias_P
+        return words_BV, scores_BP if bias_P is None else scores_BP + bias_P
+
+    def free_route(self, site: Site, log_p_P: Tensor, logits_P: Tensor, chosen: int, top_k: int) -> Route:
+        """The route of a row that took procedure `chosen` out of the free softmax over words and memory."""
+        order = [i for i in log_p_P.argsort(descending=True, stable=True).tolist() if i != chosen]
+        p_P = log_p_P.exp()
+        shown = tuple((self.names[i], float(p_P[i])) for i in order[: max(0, top_k - 1)] if p_P[i] > 0)
+        words = max(0.0, 1.0 - float(p_P.sum()))
+        route = Route(site, self.names[chosen], float(p_P[chosen]), float(logits_P[chosen]), False, shown)
+        return replace(route, p_text=words) if site == "first" else route
+
+    def _trained(
+        self, site: Site, states: Sequence[State], allowed_BP: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        h_BE = torch.stack([state.h_E for state in states]).to(self.backbone.device)
+        words_BV, scores_BP = self.joint(h_BE)
+        shut_BP = ~allowed_BP & allowed_BP.any(-1, keepdim=True)  # with nothing allowed no score is read
+        scores_BP = scores_BP.masked_fill(shut_BP, float("-inf"))
+        if site == "first" and not self.joins:
+            return scores_BP, scores_BP.softmax(-1), None
+        total_B = torch.cat([words_BV, scores_BP], -1).logsumexp(-1)
+        plain_B = words_BV.logsumexp(-1) if site == "first" else words_BV[:, self.ends].amax(-1)
+        return scores_BP, (scores_BP - total_B[:, None]).exp(), (plain_B - total_B).exp()
+
+    def _scored(
+        self, site: Site, states: Sequence[State], allowed_BP: Tensor, choices: Sequence[Choice]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scorer, special, P = self.scorers[site], TEXT if site == "first" else END, len(self.names)
+        columns = zip(*(state.features for state in states), strict=True)
+        features = self.bank.projected([torch.stack(column).cpu() for column in columns])
+        allowed_BS = torch.zeros(len(states), len(scorer.labels), dtype=torch.bool)
+        allowed_BS[:, :P] = allowed_BP
+        at = scorer.labels.index(special) if special in scorer.labels else None
+        if at is not None:
+            allowed_BS[:, at] = torch.tensor([choice.plain for choice in choices])
+        scores_BS = (scorer.alpha * scorer.raw(features)).masked_fill(~allowed_BS, float("-inf"))
+        empty_B1 = ~allowed_BS.any(-1, keepdim=True)
+        p_BS = scores_BS.masked_fill(empty_B1, 0.0).softmax(-1).masked_fill(empty_B1, 0.0)
+        return scores_BS[:, :P], p_BS[:, :P], None if at is None else p_BS[:, at]
+
+    def _route(
+        self, site: Site, choice: Choice, top_k: int, scores_P: Tensor, p_P: Tensor, plain: float | None
+    ) -> Route:
+        if not bool(choice.allowed_P.any()):
+            return _nothing(site)
+        order = [i for i in scores_P.argsort(descending=True, stable=True).tolist() if choice.allowed_P[i]]
+        best, p = order[0], float(p_P[order[0]])
+        loses = plain is not None and (plain > p or (site == "boundary" and plain == p))
+        if choice.plain and (loses or p < choice.min_prob):
+            rest, route = order, Route(site, None, 1.0 - p if plain is None else plain)
+        else:
+            rest = order[1:]
+            route = Route(site, self.names[best], p, float(scores_P[best]))
+        shown = rest[: max(0, top_k - (len(order) - len(rest)))]
+        others = tuple((self.names[i], float(p_P[i])) for i in shown)
+        if site == "first":
+            return replace(route, alternatives=others, p_text=plain)
+        return replace(route, alternatives=others, p_end=plain)
+
+
+def _nothing(site: Site) -> Route:
+    """No procedure may come here."""
+    return Route(site, None, 1.0, p_text=1.0) if site == "first" else Route(site, None, 1.0, p_end=1.0)
