@@ -68,6 +68,14 @@ def test_a_bad_line_ends_it(memtok: Memtok, memory: str) -> None:
     assert [row["output"] for row in rows(ran.out)] == ["card"]
 
 
+@pytest.mark.parametrize("batch", ["2", "3", "32"])
+def test_what_precedes_a_bad_line_in_its_batch_is_answered(memtok: Memtok, memory: str, batch: str) -> None:
+    lines = "my card\nthe rate\nlost card\n".replace("lost", "\0lost")
+    ran = memtok("generate", "-", "--memory", memory, f"batch={batch}", stdin=lines)
+    assert ran.code == 3 and "in <stdin>:3" in ran.err
+    assert [row["output"] for row in rows(ran.out)] == ["card", "rate"]
+
+
 def test_skipped_lines_are_counted(memtok: Memtok, memory: str) -> None:
     ran = memtok("generate", "-", "--memory", memory, "errors=skip", stdin=BAD)
     assert ran.code == 4 and "error: 2 of 4 queries were skipped" in ran.err

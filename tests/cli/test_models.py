@@ -20,6 +20,7 @@ class Fake:
     name: str
     fingerprint: str = "f" * 64
     tokenizer_digest: str = "t" * 64
+    dtype: str = "torch.float32"
 
 
 @pytest.fixture

@@ -110,6 +110,21 @@ def test_every_truncation_is_noticed_in_the_header_alone() -> None:
             artifact.read_header(data[:length])
 
 
+def test_a_file_tells_its_header_as_its_bytes_do(tmp_path: Path) -> None:
+    """The header alone is read from a file, but every truncation is noticed all the same."""
+    data, stored = artifact.to_bytes({"k": torch.arange(6.0)}, HEADER)
+    path = tmp_path / "m"
+    path.write_bytes(data)
+    assert artifact.read_header(path) == stored == artifact.read_header(data)
+    for bad in (*(data[:length] for length in range(len(data))), data + b"0", b"\xff" * 64):
+        path.write_bytes(bad)
+        with pytest.raises(DataError) as of_file:
+            artifact.read_header(path)
+        with pytest.raises(DataError) as of_bytes:
+            artifact.read_header(bad, name=str(path))
+        assert str(of_file.value) == str(of_bytes.value)
+
+
 def test_a_plain_safetensors_file_is_told_apart(tmp_path: Path) -> None:
     save_file({"k": torch.ones(2)}, tmp_path / "weights.safetensors")
     with pytest.raises(DataError, match="not a memtok artifact") as caught:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memtoken_cli.engine.memory import LayerKV, Layers, Tokens, from_tensors, join
+from memtoken_cli.engine.memory import LayerKV, Layers, Rows, Tokens, from_tensors, join
 from memtoken_cli.io.errors import DataError
 
 
@@ -130,14 +130,30 @@ def test_memories_of_different_models_do_not_join(other):
 
 
 def test_plain_tokens():
-    memory = Tokens("vocab", torch.randn(2, 8), ("a", "b"))
-    back = from_tensors("vocab", memory.tensors(), names=("a", "b"))
+    memory = Tokens("cross", torch.randn(2, 8), ("a", "b"))
+    back = from_tensors("cross", memory.tensors(), names=("a", "b"))
     assert isinstance(back, Tokens) and back.names == ("a", "b") and back.slots == 2
     assert torch.equal(back.tokens_MD, memory.tokens_MD)
     with pytest.raises(DataError, match="2 memory tokens but 1 names"):
         Tokens("prefix", torch.zeros(2, 4), ("a",))
-    for port in ("layers", "window"):
+    for port in ("layers", "vocab", "window"):
         with pytest.raises(DataError, match=port):
             Tokens(port, torch.zeros(2, 4))
     with pytest.raises(DataError, match="tokens_MD"):
         from_tensors("prefix", {})
+
+
+def test_rows_beside_the_vocabulary():
+    kept = {"eoc": torch.randn(1, 8), "count": torch.ones(3, dtype=torch.float64)}
+    memory = Rows(("a", "b"), torch.randn(2, 3, 8), kept)
+    assert (memory.port, memory.slots, memory.nbytes) == ("vocab", 2, 4 * (2 * 3 * 8 + 8) + 8 * 3)
+    back = from_tensors("vocab", memory.tensors(), names=("a", "b"))
+    assert isinstance(back, Rows) and back.names == ("a", "b") and back.kept.keys() == kept.keys()
+    assert torch.equal(back.control_PkE, memory.control_PkE) and torch.equal(back.kept["eoc"], kept["eoc"])
+    assert from_tensors("vocab", Rows((), torch.zeros(0, 1, 8)).tensors()).slots == 0
+    with pytest.raises(DataError, match="3 names for control rows"):
+        from_tensors("vocab", memory.tensors(), names=("a", "b", "c"))
+    with pytest.raises(DataError, match="control"):
+        from_tensors("vocab", kept, names=("a",))
+    with pytest.raises(DataError, match="cannot be called control"):
+        Rows(("a",), torch.zeros(1, 1, 4), {"control": torch.zeros(1)})

@@ -12,7 +12,7 @@ from memtok_toy import SPEC
 from memtok_toy.config import Config
 from memtoken_cli.data.shots import Shots
 from memtoken_cli.engine.memory import Memory, Tokens
-from memtoken_cli.engine.method import Answer, Budget, GenerateOptions, Made, Run
+from memtoken_cli.engine.method import Answer, BankCall, Budget, GenerateOptions, Made, Run
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.recipe.schema import Recipe
 
@@ -86,7 +86,5 @@ class Toy:
         lines = Path(series).read_text().splitlines()
         yield {"start": 0, "end": len(lines), "label": prompts or ""}
 
-    def bank(
-        self, action: str, file: str, arguments: Sequence[str], config: Config, run: Run
-    ) -> Iterator[Mapping[str, Any]]:
-        yield {"action": action, "arguments": list(arguments), "width": config.width}
+    def bank(self, call: BankCall, keys: Config, run: Run) -> Iterator[Mapping[str, Any]]:
+        yield {"action": call.action, "arguments": list(call.arguments), "width": keys.width}

@@ -1,0 +1,80 @@
+"""Random banks for the tiny models: any address, any segment end, statistics of its own states."""
+
+from __future__ import annotations
+
+import torch
+
+from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.methods.tokmem.bank import Bank, Meta, Row
+from memtoken_cli.methods.tokmem.bank_file import ref
+from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, AddressMode, SegmentEnd
+from memtoken_cli.methods.tokmem.features import Frozen
+from memtoken_cli.methods.tokmem.prompt import Prompts
+from memtoken_cli.methods.tokmem.statistics import END, Class, Statistics, collect
+
+NAMES = ("alpha", "beta", "gamma", "delta", "epsilon")
+QUERIES = {name: [f"{name[0] * n} {name[:2]}{n}" for n in range(2, 8)] for name in NAMES}
+
+
+def tiny_bank(
+    backbone: CausalLM,
+    address: AddressMode = "coupled",
+    *,
+    names: tuple[str, ...] = NAMES,
+    tokens: int = 1,
+    segment_end: SegmentEnd = "none",
+    max_procedures: int = 1,
+    seed: int = 0,
+    scale: float = 1.0,
+) -> Bank:
+    """Rows of length `scale` times the mean embedding's; addresses likewise."""
+    random = torch.Generator().manual_seed(seed)
+    E, P = backbone.dims.width, len(names)
+    norm = backbone.model.get_input_embeddings().weight.norm(dim=1).mean() * scale
+
+    def rows(*shape: int) -> torch.Tensor:
+        x = torch.randn(*shape, E, generator=random)
+        return x / x.norm(dim=-1, keepdim=True) * norm
+
+    features = FEATURES if address == "lda" else (FINAL,)
+    meta = Meta(
+        address=address,
+        tokens=tokens,
+        features=features,
+        segment_end=segment_end,
+        max_procedures=max_procedures,
+        prompt=Prompts(backbone.tokenizer).digest,
+    )
+    sites = {}
+    if address == "lda":
+        sites["first"] = first(backbone, names)
+        if max_procedures > 1 or segment_end == "eoc":
+            sites["boundary"] = boundary(E, names, random)
+    return Bank(
+        tuple(Row(name, samples=6) for name in names),
+        rows(P, tokens),
+        meta,
+        ref(backbone),
+        rows(P) if address == "decoupled" else None,
+        torch.randn(P, generator=random) if address == "decoupled" else None,
+        rows() if segment_end == "eoc" else None,
+        sites,
+        dict.fromkeys(sites, 0.05),
+    )
+
+
+def first(backbone: CausalLM, names: tuple[str, ...]) -> Statistics:
+    """Of each procedure's own queries."""
+    prompts, frozen = Prompts(backbone.tokenizer), Frozen(backbone, FEATURES)
+    classes = [Class(name) for name in names for _ in QUERIES.get(name, NAMES)]
+    texts = [text for name in names for text in QUERIES.get(name, [f"{name} {n}" for n in NAMES])]
+    read = [frozen.read([prompts.render(text)])[0] for text in texts]
+    return collect(classes, [torch.stack(x) for x in zip(*(p.features for p in read), strict=True)], 2)
+
+
+def boundary(width: int, names: tuple[str, ...], random: torch.Generator) -> Statistics:
+    """Noise: which procedure follows is anybody's guess, so that all of them and the end do."""
+    classes = [Class(name) for name in (*names, END) for _ in range(6)]
+    return collect(
+        classes, [torch.randn(len(classes), width, generator=random) for _ in range(len(FEATURES) + 1)], 2
+    )
