@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memtoken_cli.methods.tokmem.bank import Bank
+from memtoken_cli.methods.tokmem.bank_file import memory
 from memtoken_cli.methods.tokmem.config import FINAL, Config
 from memtoken_cli.methods.tokmem.cost import Cost, metered
 from memtoken_cli.methods.tokmem.curve import Point
@@ -29,7 +30,7 @@ def control(setting: Setting, seed: int, wanted: frozenset[str]) -> Done:
     name = f"lda/seed-{seed}"
     bank, cost = _joint(setting, name, config, seed)
     examined = setting.examined(bank)
-    size = setting.size(name) or bank.control_PkE.nbytes
+    size = setting.size(name) or memory(bank).nbytes
     spent = _spent(bank, cost, size)
     final = None
     if "tokmem-lda-final" in wanted:
@@ -114,12 +115,13 @@ def sequential(row: RowName, address: str, replay: str = "none", renorm: str = "
         for number, step in enumerate(steps, 1):
             name = f"{row}/{len(steps)}-blocks/seed-{seed}/block-{number}"
             if address == "lda" and not setting.bench.generate:
-                new = setting.untrained(config, step, seed)
-                bank = new if bank is None else bank.append(new)
+                with metered(setting.backbone.device) as cost:
+                    new = setting.untrained(config, step, seed)
+                    bank = new if bank is None else bank.append(new)
             else:
                 bank, cost = setting.trained(name, config, step, seed, bank)
-                total.seconds += cost.seconds
-                total.peak_bytes = max(total.peak_bytes, cost.peak_bytes)
+            total.seconds += cost.seconds
+            total.peak_bytes = max(total.peak_bytes, cost.peak_bytes)
             some = [q for q in single if q.gold[0] in bank.names]
             hits = _hits(setting, bank, some)
             first = [hit for hit, q in zip(hits, some, strict=True) if q.gold[0] in opening]
@@ -132,7 +134,7 @@ def sequential(row: RowName, address: str, replay: str = "none", renorm: str = "
             done.points.append(point)
         assert bank is not None
         sheet = _banked(setting, row, seed, bank)
-        size = setting.size(name) or bank.control_PkE.nbytes
+        size = setting.size(name) or memory(bank).nbytes
         sheet.cost |= _spent(bank, total, size)
         done.sheets.append(sheet)
         return done
