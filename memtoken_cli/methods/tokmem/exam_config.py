@@ -62,6 +62,6 @@ class BenchSection(Section):
     batch: int = Field(default=16, ge=1)
     generate: bool = True
     blocks: int = Field(default=6, ge=1)
-    rates: tuple[Rate, ...] = Field(default=(5e-4, 1e-3, 2e-3), min_length=1)
+    rates: tuple[Rate, ...] = Field(default=(5e-4, 1e-3, 2e-3, 4e-3), min_length=1)
     epochs: int | None = Field(default=None, ge=1)
     plot: str | None = None
