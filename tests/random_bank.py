@@ -8,7 +8,6 @@ import torch
 
 from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.methods.tokmem.bank import Bank, Block, Meta, Row, digest_of
-from memtoken_cli.methods.tokmem.bank_file import ref
 from memtoken_cli.methods.tokmem.config import FEATURES
 from memtoken_cli.methods.tokmem.prompt import Prompts
 from memtoken_cli.methods.tokmem.statistics import FACETS, Class, Statistics, collect
@@ -63,4 +62,4 @@ def bank(*names, address="lda", tokens=1, eoc=False, count=6, features=FEATURES,
 def of_model(made: Bank, backbone) -> Bank:
     """The same bank, as if made for the backbone."""
     meta = replace(made.meta, prompt=Prompts(backbone.tokenizer).digest)
-    return replace(made, model=ref(backbone), meta=meta)
+    return replace(made, model=ModelRef.of(backbone), meta=meta)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.methods.tokmem.bank import Bank, Meta, Row
-from memtoken_cli.methods.tokmem.bank_file import ref
 from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, AddressMode, SegmentEnd
 from memtoken_cli.methods.tokmem.features import Frozen
 from memtoken_cli.methods.tokmem.prompt import Prompts
@@ -54,7 +57,7 @@ def tiny_bank(
         tuple(Row(name, samples=6) for name in names),
         rows(P, tokens),
         meta,
-        ref(backbone),
+        ModelRef.of(backbone),
         rows(P) if address == "decoupled" else None,
         torch.randn(P, generator=random) if address == "decoupled" else None,
         rows() if segment_end == "eoc" else None,
@@ -78,3 +81,15 @@ def boundary(width: int, names: tuple[str, ...], random: torch.Generator) -> Sta
     return collect(
         classes, [torch.randn(len(classes), width, generator=random) for _ in range(len(FEATURES) + 1)], 2
     )
+
+
+@dataclass
+class Run:
+    """A training command's `Run`, silent."""
+
+    out: Path
+    fresh: bool = False
+    device: str | None = "cpu"
+
+    def note(self, text: str) -> None:
+        pass

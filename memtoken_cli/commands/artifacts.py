@@ -61,11 +61,6 @@ def header_for(
     entry: dict[str, Any] = (
         {NEXT_POSITION: memory.next_position} if isinstance(memory, Layers) else {NAMES: list(memory.names)}
     )
-    model = None
-    if backbone is not None:
-        model = ModelRef(
-            name=backbone.name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest
-        )
     source = {"sha256": shots.sha256, "shots": len(shots.items), "kind": shots.kind}
     if "tokens" in made.report:
         source["tokens"] = made.report["tokens"]
@@ -74,7 +69,7 @@ def header_for(
         method=spec.name,
         kind="memory",
         port=memory.port,
-        model=model,
+        model=None if backbone is None else ModelRef.of(backbone),
         source=source,
         ratio=budget.ratio,
         slots=int(memory.slots),

@@ -3,11 +3,15 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..io import atomic
 from ..io.errors import UsageError
 from ..io.sink import Sink
 from .compare import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HEADERS = (
     "method",
@@ -71,7 +75,6 @@ def check_plot(path: str) -> None:
 
 def plot(path: str, rows: Sequence[Row]) -> None:
     """Quality against ratio, one line a method; contestants without a budget are dashed level lines."""
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullLocator, ScalarFormatter
 
@@ -94,9 +97,16 @@ def plot(path: str, rows: Sequence[Row]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
+    save_plot(path, figure)
+
+
+def save_plot(path: str, figure: "Figure") -> None:
+    """Write a picture, atomically: the same figure gives the same bytes."""
+    from matplotlib import rc_context
+
     data = io.BytesIO()
-    # no date and fixed ids: the same rows draw the same bytes
     suffix = Path(path).suffix.lower()[1:]
+    # no date and fixed ids
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     with rc_context({"svg.hashsalt": "memtok"}):
         figure.savefig(data, format=suffix, dpi=150, metadata=metadata)

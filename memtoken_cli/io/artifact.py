@@ -8,29 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memtoken_cli import __version__
 from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import DataError
-from memtoken_cli.io.records import decode, parse_object, source_name
+from memtoken_cli.io.layout import AGAIN, ALTERED, Layout, head, layout_of
+from memtoken_cli.io.records import parse_object, source_name
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1  # also Header.format's one value
 KEY = "memtok"
-MAX_HEADER = 64 * 2**20
-LENGTH_BYTES = 8  # safetensors: a little-endian u64 before the JSON
-_ALTERED = "altered or damaged"
-_AGAIN = "make it again, or copy it again from where it came"
+
+
+class Identified(Protocol):
+    """What a backbone is known by."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def tokenizer_digest(self) -> str: ...
 
 
 class ModelRef(BaseModel):
@@ -41,6 +47,11 @@ class ModelRef(BaseModel):
     name: str
     fingerprint: str
     tokenizer: str | None = None
+
+    @classmethod
+    def of(cls, backbone: Identified) -> ModelRef:
+        """How an artifact names a backbone."""
+        return cls(name=backbone.name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest)
 
 
 class Parent(BaseModel):
@@ -100,7 +111,7 @@ def to_bytes(tensors: Mapping[str, torch.Tensor], header: Header) -> tuple[bytes
     owned = {name: x.detach().to("cpu", copy=True).contiguous() for name, x in tensors.items()}
     shapes = {name: list(owned[name].shape) for name in sorted(owned)}
     draft = header.model_copy(update={"shapes": shapes, "digest": ""})
-    layout = _layout(save(owned))
+    layout = layout_of(save(owned))
     digest = _digest(draft, layout)
     stored = draft.model_copy(update={"digest": digest})
     return save(owned, metadata={KEY: _json(stored)}), stored
@@ -120,7 +131,7 @@ def read(path: str | Path | bytes, *, name: str = "<bytes>") -> tuple[Header, di
     try:
         return header, load(data)
     except SafetensorError as error:
-        raise DataError(f"not a safetensors file: {error}", hint=_AGAIN, where=where) from None
+        raise DataError(f"not a safetensors file: {error}", hint=AGAIN, where=where) from None
 
 
 def read_header(path: str | Path | bytes, *, verify: bool = False, name: str = "<bytes>") -> Header:
@@ -130,25 +141,25 @@ def read_header(path: str | Path | bytes, *, verify: bool = False, name: str = "
     `name` is how errors call bytes that come without a path. Raises DataError.
     """
     if isinstance(path, bytes):
-        layout, where = _layout(path, name), name
+        layout, where = layout_of(path, name), name
     else:
         where = source_name(path)
-        head, size = (None, None) if verify else _head(path)
-        layout = _layout(content(path) if head is None else head, where, size)
+        start, size = (None, None) if verify else head(path)
+        layout = layout_of(content(path) if start is None else start, where, size)
     if KEY not in layout.metadata:
         raise DataError(f"a safetensors file, but not a memtok artifact (no {KEY!r} header)", where=where)
     header = _header(layout.metadata[KEY], where)
     shapes = {tensor.name: list(tensor.shape) for tensor in layout.tensors}
     if shapes != header.shapes:
         raise DataError(
-            f"{_ALTERED}: it holds tensors {shapes}, its header says {header.shapes}",
-            hint=_AGAIN,
+            f"{ALTERED}: it holds tensors {shapes}, its header says {header.shapes}",
+            hint=AGAIN,
             where=where,
         )
     if verify and (found := _digest(header, layout)) != header.digest:
         raise DataError(
-            f"{_ALTERED}: its digest is {found[:12]}, its header says {header.digest[:12]}",
-            hint=_AGAIN,
+            f"{ALTERED}: its digest is {found[:12]}, its header says {header.digest[:12]}",
+            hint=AGAIN,
             where=where,
         )
     return header
@@ -177,94 +188,9 @@ def parent_path(header: Header, artifact: str | Path) -> Path | None:
     return path
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    data: memoryview
-
-
-@dataclass(frozen=True)
-class _Layout:
-    metadata: dict[str, str]
-    tensors: list[_Tensor]  # by name
-
-
-class _Entry(BaseModel):
-    """One tensor of a safetensors header."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    dtype: str
-    shape: tuple[NonNegativeInt, ...]
-    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
-
-
-def _head(path: str | Path) -> tuple[bytes | None, int | None]:
-    """A plain file's header and its whole size: what is large is not read. Otherwise nothing: read it all."""
-    try:
-        if str(path) == "-" or not Path(path).is_file():
-            return None, None
-        with open(path, "rb") as stream:
-            head = stream.read(LENGTH_BYTES)
-            size = int.from_bytes(head, "little")
-            if size > MAX_HEADER:
-                return None, None
-            return head + stream.read(size), os.fstat(stream.fileno()).st_size
-    except (OSError, ValueError):
-        return None, None
-
-
-def _layout(data: bytes, where: str = "<bytes>", whole: int | None = None) -> _Layout:
-    """A safetensors file's parts, checked: nothing missing, nothing left over, no byte in two tensors.
-
-    `whole`: the file's size where `data` is its header alone; tensors are then without their bytes.
-    """
-    length = len(data) if whole is None else whole
-    if length < LENGTH_BYTES + 2:
-        raise DataError(f"not an artifact: {length} bytes", hint=_AGAIN, where=where)
-    size = int.from_bytes(data[:LENGTH_BYTES], "little")
-    if data[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{" or not 2 <= size <= MAX_HEADER:
-        raise DataError("not a safetensors file", hint="an artifact ends in .safetensors", where=where)
-    if LENGTH_BYTES + size > length:
-        raise DataError(f"truncated: {length} bytes, its header alone has {size}", hint=_AGAIN, where=where)
-    text = data[LENGTH_BYTES : LENGTH_BYTES + size].rstrip(b" ")
-    if not text.endswith(b"}"):
-        raise DataError(f"{_ALTERED}: its header does not end", hint=_AGAIN, where=where)
-    table = parse_object(decode(text, where), where)
-    metadata = table.pop("__metadata__", {})
-    body = memoryview(data)[LENGTH_BYTES + size :]
-    tensors, end = [], 0
-    for name, entry in sorted(_entries(table, where).items(), key=lambda e: e[1].data_offsets):
-        start, stop = entry.data_offsets
-        if start != end or stop < start:
-            raise DataError(
-                f"{_ALTERED}: tensor {name} does not begin where the one before ends",
-                hint=_AGAIN,
-                where=where,
-            )
-        tensors.append(_Tensor(name, entry.dtype, entry.shape, body[start:stop]))
-        end = stop
-    held = length - LENGTH_BYTES - size
-    if end != held:
-        what = "truncated" if end > held else _ALTERED
-        raise DataError(f"{what}: {held} bytes of tensors, its header says {end}", hint=_AGAIN, where=where)
-    if not isinstance(metadata, dict):
-        raise DataError(f"{_ALTERED}: its metadata are no object", hint=_AGAIN, where=where)
-    return _Layout(metadata, sorted(tensors, key=lambda t: t.name))
-
-
-def _entries(table: dict[str, Any], where: str) -> dict[str, _Entry]:
-    try:
-        return {name: _Entry.model_validate_json(json.dumps(entry)) for name, entry in table.items()}
-    except ValidationError as error:
-        raise DataError(f"{_ALTERED}: {error.errors()[0]['msg']}", hint=_AGAIN, where=where) from None
-
-
 def _header(text: object, where: str) -> Header:
     if not isinstance(text, str):
-        raise DataError(f"{_ALTERED}: its header is not text", hint=_AGAIN, where=where)
+        raise DataError(f"{ALTERED}: its header is not text", hint=AGAIN, where=where)
     table = parse_object(text, where)
     found = table.get("format")
     if isinstance(found, int) and found > FORMAT:
@@ -275,10 +201,10 @@ def _header(text: object, where: str) -> Header:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"not a memtok header: {key}: {first['msg']}", hint=_AGAIN, where=where) from None
+        raise DataError(f"not a memtok header: {key}: {first['msg']}", hint=AGAIN, where=where) from None
 
 
-def _digest(header: Header, layout: _Layout) -> str:
+def _digest(header: Header, layout: Layout) -> str:
     """sha256 over the header (its digest empty) and every tensor's name, dtype, shape and bytes, by name."""
     total = hashlib.sha256(_json(header.model_copy(update={"digest": ""})).encode())
     for tensor in layout.tensors:

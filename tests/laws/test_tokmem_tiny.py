@@ -1,10 +1,10 @@
 """Law 11 for a bank: the tiny recipe routes and answers far above no memory; a second block changes nothing
 of the first one's answers."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tiny_bank import Run
 
 from memtoken_cli.data import operations
 from memtoken_cli.engine import models
@@ -16,16 +16,6 @@ from memtoken_cli.recipe.schema import load
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "tokmem" / "tiny.yaml"
 ROUTED, RIGHT, ABOVE = 0.95, 0.80, 0.60
-
-
-@dataclass
-class Run:
-    out: Path
-    fresh: bool = False
-    device: str | None = "cpu"
-
-    def note(self, text: str) -> None:
-        pass
 
 
 @pytest.mark.slow

@@ -3,13 +3,13 @@
 import hashlib
 import json
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import save, tiny_gemma3, tiny_llama, tiny_qwen2
+from tiny_bank import Run
 from tiny_prompt import weights_hash
 from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
@@ -238,16 +238,6 @@ def test_virtual_ids_are_looked_up_and_scored():
     logits = vocab.logits(backbone, h, rows)
     assert torch.allclose(logits[:, V:], h @ rows.T)
     assert torch.allclose(logits[:, :V], backbone.model.get_output_embeddings()(h))
-
-
-@dataclass
-class Run:
-    out: Path
-    fresh: bool = False
-    device: str | None = "cpu"
-
-    def note(self, text: str) -> None:
-        pass
 
 
 OPERATIONS = {

@@ -80,8 +80,9 @@ def save(path: Path, writer: Writer, backbone: CausalLM, recipe: Recipe, report:
     moved = writer.new_parts() | (writer.copied_parts() if train.whole_steps else {})
     tensors = {name: parameter.detach().contiguous() for name, parameter in moved.items()}
     # a new model lies beside the artifact: its path must not get into the bytes
-    name = BACKBONE if isinstance(recipe.model, NewModel) else backbone.name
-    model = ModelRef(name=name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest)
+    model = ModelRef.of(backbone)
+    if isinstance(recipe.model, NewModel):
+        model = model.model_copy(update={"name": BACKBONE})
     about = {
         "config": recipe.config.shape,
         "template": template_of(recipe).text,

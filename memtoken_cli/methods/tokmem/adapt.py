@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from memtoken_cli.engine.checkpoint import RunDir
 from memtoken_cli.engine.dist import World
 from memtoken_cli.engine.fit import fit
 from memtoken_cli.engine.task import At, Loss, Phase
-from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.tokmem import initial
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import AdaptSection, Config, TrainConfig
@@ -39,12 +37,6 @@ from memtoken_cli.methods.tokmem.prompt import Prompts
 
 MODEL = "model"
 TARGETS = ("q_proj", "v_proj")
-
-
-def check_extra() -> None:
-    """Raises UsageError where `peft` is not installed."""
-    if find_spec("peft") is None:
-        raise UsageError("adapting needs the extra peft", hint="pip install 'memtok[peft]'")
 
 
 @dataclass
@@ -122,15 +114,16 @@ def adapt(
     rundir: RunDir,
     world: World,
 ) -> Path:
-    """Adapt the backbone on the material, and write the merged model; returns its folder. Raises UsageError
-    without the extra, DataError for bad samples."""
-    check_extra()
+    """Adapt the backbone on the material, and write the merged model; returns its folder.
+
+    Raises DataError for bad samples.
+    """
     from peft import LoraConfig, get_peft_model
 
     said: AdaptSection = config.adapt or AdaptSection()
     tokens = config.tokens if isinstance(config.tokens, int) else 1
     prompts = Prompts(backbone.tokenizer)
-    laid = plan(found, None, config, prompts, min(train.max_length, backbone.dims.context))
+    laid = plan(found, None, config, prompts, train.longest(backbone.dims.context))
     examples = [example for part in laid.parts for example in part.learned]
     bare = Bank.empty(Meta(tokens=tokens), backbone.dims.width)
     start = initial.control_rows(backbone, found.procedures, tokens, config.init, seed, bare)

@@ -12,12 +12,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from memtoken_cli.data.procedures import Caps, Procedures, read_procedures
+from memtoken_cli.data.procedures import Procedures
 from memtoken_cli.engine.checkpoint import RunDir, run_dir
 from memtoken_cli.engine.method import BankCall, Run
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.tokmem.bank import Bank, digest_of
 from memtoken_cli.methods.tokmem.config import BankKeys, Config, DataConfig, LdaSection, TrainConfig
+from memtoken_cli.methods.tokmem.material import material, procedures_of
 from memtoken_cli.recipe.canonical import dump
 
 ENTRY = "add"
@@ -44,13 +45,7 @@ def add(bank: Bank, call: BankCall, keys: BankKeys, run: Run) -> Bank:
         skip_bad=keys.skip_bad,
     )
     # before a model is loaded: what is wrong with the data, and whether there is anything to do
-    found = read_procedures(
-        call.data,
-        tasks=keys.tasks,
-        caps=Caps(data.train, data.val, data.test),
-        skip_bad=keys.skip_bad,
-        described=keys.described,
-    )
+    found = procedures_of(data)
     entry = f"{ENTRY}:{_digest(found, keys)}"
     if entry in bank.meta.history:
         return bank
@@ -82,7 +77,6 @@ def config_of(bank: Bank, keys: BankKeys) -> Config:
 
 def _made(bank: Bank, data: DataConfig, call: BankCall, keys: BankKeys, run: Run) -> Bank:
     from memtoken_cli.methods.tokmem.maker import Maker
-    from memtoken_cli.methods.tokmem.material import material
     from memtoken_cli.methods.tokmem.operations import backbone_of
     from memtoken_cli.methods.tokmem.prompt import Prompts
 
@@ -91,7 +85,7 @@ def _made(bank: Bank, data: DataConfig, call: BankCall, keys: BankKeys, run: Run
     # what is read once needs no keeping
     kept = {} if keys.steps else {"cache_gib": 0.0}
     train = TrainConfig(steps=max(1, keys.steps), lr=keys.lr, batch=keys.batch, **kept)
-    longest = min(train.max_length, backbone.dims.context)
+    longest = train.longest(backbone.dims.context)
     found = material(data, Prompts(backbone.tokenizer), longest, 0, known=bank.names, note=run.note)
     with ExitStack() as stack:
         rundir: RunDir | None = None

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memtoken_cli.engine import prefix_cache, seeds, vocab
+from memtoken_cli.engine import seeds, vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.task import Loss
 from memtoken_cli.methods.tokmem.config import Config
 from memtoken_cli.methods.tokmem.examples import Example
+from memtoken_cli.methods.tokmem.loss import states_behind
 from memtoken_cli.methods.tokmem.pool import shown_forms
 
 if TYPE_CHECKING:
@@ -100,10 +101,8 @@ def states_of(task: Learning, b: int, examples: Sequence[Example]) -> States:
 def boundary_states(task: Learning, b: int, example: Example, form: str) -> list[Tensor]:
     """The final state behind each segment, under the control rows of now."""
     laid = task.layout(example)
-    ids_1U = torch.tensor([laid.ids], device=task.backbone.device)
-    x_1UE = vocab.embed(task.backbone, ids_1U, task.table(b).table_RE)
     kept = task.pool.frozen.kept([task.pool.get(example, form)])
-    (h_1UE,) = prefix_cache.go_on(task.backbone, prefix_cache.together(kept), x_1UE)
+    (h_1UE,) = states_behind(task.backbone, task.table(b).table_RE, kept, [laid])
     return [h_1UE[0, at].float().cpu() for _, at in laid.ends]
 
 

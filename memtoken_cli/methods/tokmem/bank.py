@@ -20,12 +20,12 @@ from torch import Tensor
 
 from memtoken_cli.engine.memory import Rows
 from memtoken_cli.io.artifact import ModelRef
-from memtoken_cli.io.errors import DataError, UsageError, nearest
+from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem.lda import Scorer, fit_alpha
 from memtoken_cli.methods.tokmem.meta import Block as Block
 from memtoken_cli.methods.tokmem.meta import Meta as Meta
 from memtoken_cli.methods.tokmem.meta import Row as Row
-from memtoken_cli.methods.tokmem.names import check_names
+from memtoken_cli.methods.tokmem.names import check_names, unknown
 from memtoken_cli.methods.tokmem.statistics import SPECIALS, Statistics
 
 if TYPE_CHECKING:
@@ -106,13 +106,9 @@ class Bank:
 
     def index(self, name: str) -> int:
         """The row of a procedure. Raises UsageError with the nearest name."""
-        names = self.names
-        if name not in names:
-            close = nearest(name, names)
-            known = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            hint = f"did you mean {close}?" if close else f"procedures: {known or 'none'}"
-            raise UsageError(f"no procedure named {name!r} in the bank", hint=hint)
-        return names.index(name)
+        if name not in self.names:
+            raise unknown(name, self.names)
+        return self.names.index(name)
 
     def scorer(self, site: Site = "first", names: Sequence[str] | None = None) -> Scorer:
         """Scores of the procedures (all of them, in their order) at a site that has statistics."""
@@ -125,9 +121,7 @@ class Bank:
 
     def projected(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Features as statistics keep them: [..., D] to [..., Q] where the bank has a map."""
-        if self.project_DQ is None:
-            return tuple(features)
-        return tuple((x.double() @ self.project_DQ.double()).float() for x in features)
+        return through(self.project_DQ, features)
 
     def select(self, names: Collection[str]) -> Bank:
         """These procedures alone, in the bank's order; scores of the rest keep their differences.
@@ -183,22 +177,21 @@ class Bank:
         )
 
     def append(self, new: Bank, on_clash: OnClash = "error") -> Bank:
-        """This bank and then the rows of `new`; see `join.append`."""
-        from memtoken_cli.methods.tokmem import join
-
-        return join.append(self, new, on_clash)
+        """This bank and then the rows of `new`, scales fitted again; see `join.append`."""
+        return self.merge([new], on_clash)
 
     def merge(
         self, others: Sequence[Bank], on_clash: OnClash = "error", shared_blocks: SharedBlocks = "refuse"
     ) -> Bank:
-        """All of them, one after the other; see `join.append` and (for "first") `join.append_first`."""
+        """All of them, one after the other, and then scales fitted again; see `join.append` and (for "first")
+        `join.append_first`."""
         from memtoken_cli.methods.tokmem import join
 
         step = join.append if shared_blocks == "refuse" else join.append_first
         merged = self
         for other in others:
             merged = step(merged, other, on_clash)
-        return merged
+        return merged.calibrated() if others else self
 
     @property
     def block_ids(self) -> frozenset[str]:
@@ -265,6 +258,13 @@ def projection(width: int, onto: int, seed: int) -> Tensor:
     square = torch.randn(width, onto, generator=generator, dtype=torch.float64)
     columns_DQ: Tensor = torch.linalg.qr(square)[0]
     return columns_DQ.float().contiguous()
+
+
+def through(project_DQ: Tensor | None, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Features [..., D] behind a map, [..., Q]; as they are where there is none."""
+    if project_DQ is None:
+        return tuple(features)
+    return tuple((x.double() @ project_DQ.double()).float() for x in features)
 
 
 def digest_of(*parts: str) -> str:

@@ -149,7 +149,7 @@ def save(bank: Bank, path: str | Path, made_for: CausalLM | ModelRef | None = No
 
 def header(bank: Bank, made_for: CausalLM | ModelRef | None = None) -> Header:
     """The artifact's header."""
-    model = made_for if made_for is None or isinstance(made_for, ModelRef) else ref(made_for)
+    model = made_for if made_for is None or isinstance(made_for, ModelRef) else ModelRef.of(made_for)
     return Header(
         method=SPEC.name,
         kind="memory",
@@ -159,11 +159,6 @@ def header(bank: Bank, made_for: CausalLM | ModelRef | None = None) -> Header:
         slots=len(bank) * bank.meta.tokens,
         about=about(bank),
     )
-
-
-def ref(backbone: CausalLM) -> ModelRef:
-    """How an artifact names a backbone."""
-    return ModelRef(name=backbone.name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest)
 
 
 def load(path: str | Path) -> Bank:

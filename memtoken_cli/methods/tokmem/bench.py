@@ -81,7 +81,7 @@ def opened(recipe: Recipe, run: Run) -> Setting:
         raise UsageError("a bank stands beside a pretrained model", hint="model: {name: smollm2-135m}")
     backbone = models.load(recipe.model.name, device=run.device)
     prompts = Prompts(backbone.tokenizer)
-    longest = min(recipe.train.max_length, backbone.dims.context)
+    longest = recipe.train.longest(backbone.dims.context)
     found = material(recipe.data, prompts, longest, recipe.seed, note=run.note)
     found = replace(found, blocks=(range(len(found.procedures)),))
     said = recipe.resolved() | {"expect": {}}

@@ -13,12 +13,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from memtoken_cli.engine import prefix_cache, vocab
-from memtoken_cli.methods.tokmem.bank import projection
+from memtoken_cli.methods.tokmem.bank import projection, through
 from memtoken_cli.methods.tokmem.config import LdaSection
 from memtoken_cli.methods.tokmem.examples import QUERY, Example
-from memtoken_cli.methods.tokmem.features import Prefix, behind
+from memtoken_cli.methods.tokmem.features import Prefix, behind, columns
 from memtoken_cli.methods.tokmem.learn import Learning
+from memtoken_cli.methods.tokmem.loss import states_behind
 from memtoken_cli.methods.tokmem.pool import Pool
 from memtoken_cli.methods.tokmem.statistics import END, KEEP_ALL, TEXT, Class, Statistics, collect
 
@@ -52,8 +52,8 @@ def first_site(
             prefixes.append(prefix)
     classes += [Class(TEXT, QUERY)] * len(negatives)
     prefixes += negatives
-    columns = [list(column) for column in zip(*(prefix.features for prefix in prefixes), strict=True)]
-    return collect(classes, _projected(columns, project_DQ), kept_of(pool.config.lda))
+    features = through(project_DQ, columns(prefix.features for prefix in prefixes))
+    return collect(classes, features, kept_of(pool.config.lda))
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def boundary_site(
     """Of the states behind each segment of the examples, query alone: what comes next (see `first_site`), or
     END."""
     classes: list[Class] = []
-    columns: list[list[Tensor]] = [[] for _ in range(len(task.config.features) + 1)]
+    found: list[tuple[Tensor, ...]] = []
     table_RE = task.table(b).table_RE
     # rows of about the same length, so that little is padding
     order = sorted(examples, key=lambda e: (sum(len(s.ids) for s in e.segments), e.key))
@@ -75,26 +75,12 @@ def boundary_site(
         part = order[start : start + ROWS]
         prefixes = [task.pool.get(example, QUERY) for example in part]
         laid = [task.layout(example) for example in part]
-        ids_BU = torch.zeros(len(part), max(len(one.ids) for one in laid), dtype=torch.long)
-        for i, one in enumerate(laid):
-            ids_BU[i, : len(one.ids)] = torch.tensor(one.ids)
-        x_BUE = vocab.embed(task.backbone, ids_BU.to(task.backbone.device), table_RE)
-        prompted = prefix_cache.together(task.pool.frozen.kept(prefixes))
-        states = prefix_cache.go_on(task.backbone, prompted, x_BUE, every=True)
+        states = states_behind(task.backbone, table_RE, task.pool.frozen.kept(prefixes), laid, every=True)
         for i, (example, one, prefix) in enumerate(zip(part, laid, prefixes, strict=True)):
             after = [*(own.get(s.row) for s in example.segments[1:]), END]
             for (said, at), following in zip(one.ends, after, strict=True):
                 if following is None:
                     continue
-                found = behind([x[i] for x in states], prefix, task.config.features, said, at)
+                found.append(behind([x[i] for x in states], prefix, task.config.features, said, at))
                 classes.append(Class(following, QUERY))
-                for column, feature in zip(columns, found, strict=True):
-                    column.append(feature)
-    return collect(classes, _projected(columns, project_DQ), kept_of(task.config.lda))
-
-
-def _projected(columns: Sequence[Sequence[Tensor]], project_DQ: Tensor | None) -> list[Tensor]:
-    stacked = [torch.stack(list(column)).cpu() for column in columns]
-    if project_DQ is None:
-        return stacked
-    return [(x_ND.double() @ project_DQ.double()).float() for x_ND in stacked]
+    return collect(classes, through(project_DQ, columns(found)), kept_of(task.config.lda))

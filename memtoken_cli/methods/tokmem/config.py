@@ -194,6 +194,10 @@ class TrainConfig(TrainSection):
     max_length: int = Field(default=1024, ge=2)
     cache_gib: float = Field(default=4.0, ge=0)
 
+    def longest(self, context: int) -> int:
+        """Tokens that a prompt and its response may have on a model of this context."""
+        return min(self.max_length, context)
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if self.epochs is not None and self.steps is not None:

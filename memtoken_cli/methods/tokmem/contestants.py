@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from memtoken_cli.methods.tokmem.banks import CONTROL, control, sequential, trained
 from memtoken_cli.methods.tokmem.exam_config import RowName
-from memtoken_cli.methods.tokmem.rivals_lora import check_extra
+from memtoken_cli.methods.tokmem.extras import need_peft
 from memtoken_cli.methods.tokmem.setting import Setting, Sit
 from memtoken_cli.methods.tokmem.writers import lora, prompting
 
@@ -41,7 +41,7 @@ def _encoder(setting: Setting) -> object:
 
 
 def _peft(setting: Setting) -> None:
-    check_extra()
+    need_peft("LoRA")
 
 
 def _tuned(name: RowName, sit: Sit) -> Unit:

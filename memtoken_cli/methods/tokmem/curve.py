@@ -3,14 +3,11 @@ joint fit; as rows and as a picture."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from memtoken_cli.engine.compare_report import check_plot
-from memtoken_cli.io import atomic
+from memtoken_cli.engine.compare_report import check_plot, save_plot
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ def plot(path: str, points: Sequence[Point]) -> None:
 
     Raises UsageError for a kind of picture that is not written.
     """
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     check_plot(path)
@@ -75,10 +71,4 @@ def plot(path: str, points: Sequence[Point]) -> None:
     figure.axes[0].set_ylabel("routing accuracy")
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center")
-    data = io.BytesIO()
-    suffix = Path(path).suffix.lower()[1:]
-    # no date and fixed ids: the same points draw the same bytes
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with rc_context({"svg.hashsalt": "memtok"}):
-        figure.savefig(data, format=suffix, dpi=150, metadata=metadata)
-    atomic.write_bytes(path, data.getvalue())
+    save_plot(path, figure)

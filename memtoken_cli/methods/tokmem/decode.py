@@ -19,11 +19,11 @@ from torch import Tensor
 from memtoken_cli.engine import prefix_cache, vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError, UsageError
-from memtoken_cli.methods.tokmem.bank import Bank
+from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
 from memtoken_cli.methods.tokmem.events import EndEvent, Event, Result, RouteEvent, TextEvent
 from memtoken_cli.methods.tokmem.features import Boundary, Prefix
 from memtoken_cli.methods.tokmem.grammar import Ids, Plan, Row
-from memtoken_cli.methods.tokmem.route import Route, Router, Site, State
+from memtoken_cli.methods.tokmem.route import Route, Router, State
 from memtoken_cli.methods.tokmem.taught import table_of
 
 
@@ -177,8 +177,7 @@ class _Batch:
         for live in due:
             if live.row.chain:
                 yield RouteEvent(live.number, live.row.force())
-        sites: tuple[Site, ...] = ("first", "boundary")
-        for site in sites:
+        for site in SITES:
             lives = [live for live in due if live.row.route == site and not live.row.chain]
             if not lives:
                 continue

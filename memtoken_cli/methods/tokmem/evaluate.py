@@ -93,7 +93,7 @@ def of_recipe(recipe: Recipe, run: Run) -> dict[str, Any]:
     bank = Bank.load(path)
     section: BenchSection = recipe.data.bench
     backbone = models.load(recipe.model.name, device=run.device, dtype=bank.meta.dtype)
-    longest = min(recipe.train.max_length, backbone.dims.context)
+    longest = recipe.train.longest(backbone.dims.context)
     found = material(recipe.data, Prompts(backbone.tokenizer), longest, recipe.seed, note=run.note)
     asked = questions(found.procedures, section.tests, section.prompt == "instruction+query")
     keys = EvaluateKeys(max_new_tokens=section.max_new_tokens, batch=section.batch, generate=section.generate)

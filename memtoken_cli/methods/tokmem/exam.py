@@ -126,7 +126,7 @@ def mark_replies(sheet: Sheet, asked: Sequence[Question], replies: Sequence[Repl
     for question, reply in zip(asked, replies, strict=True):
         values = dict.fromkeys(("rouge_l", "em", "set_match"), math.nan)
         if question.gold:
-            text, right = answer_of(reply, question), reference_of(question)
+            text, right = answer_of(reply), reference_of(question)
             values["rouge_l"], values["em"] = rouge_l(text, right), float(exact(text, right))
             if reply.procedures is not None:
                 values["set_match"] = float(set(reply.procedures) == set(question.gold))
@@ -149,7 +149,7 @@ def outputs_are_calls(asked: Sequence[Question]) -> bool:
     return bool(texts) and all(canonical(text) is not None for text in texts)
 
 
-def answer_of(reply: Reply, question: Question) -> str:
+def answer_of(reply: Reply) -> str:
     return "\n".join(text.strip() for text in reply.texts)
 
 

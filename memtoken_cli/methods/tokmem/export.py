@@ -8,7 +8,6 @@ Shape suffixes: P procedures, R rows, E model width, V vocabulary.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem import bank_file
 from memtoken_cli.methods.tokmem.bank import Bank, digest_of
+from memtoken_cli.methods.tokmem.extras import need_peft
 
 FORMATS = ("hf", "peft")
 STAMP = "memtok.json"
@@ -54,8 +54,8 @@ def export(bank: Bank, call: BankCall, run: Run) -> Mapping[str, Any]:
 
     if call.to not in FORMATS:
         raise UsageError(f"--to {call.to}: unknown", hint=f"--to {' or '.join(FORMATS)}")
-    if call.to == "peft" and importlib.util.find_spec("peft") is None:
-        raise UsageError("this export needs the package peft", hint="pip install 'memtok[peft]'")
+    if call.to == "peft":
+        need_peft("this export")
     check(bank, call.recouple)
     out = Path(call.target)
     stamp = {

@@ -7,7 +7,7 @@ Shape suffixes: B rows, T tokens, E model width, D width of a feature.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -181,6 +181,6 @@ def behind(
     return (*found, states[-1][said.start : said.stop].float().mean(0))
 
 
-def stacked(prefixes: Sequence[Prefix], feature: int) -> Tensor:
-    """[B,D] float32: one feature of many prompts."""
-    return torch.stack([prefix.features[feature] for prefix in prefixes])
+def columns(rows: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """One [B,D] tensor a feature, on the CPU, of rows of [D] features."""
+    return [torch.stack(column).cpu() for column in zip(*rows, strict=True)]

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import torch
 
+from memtoken_cli.methods.tokmem.bank import Site
 from memtoken_cli.methods.tokmem.keys import AUTO, INSIST, Options
-from memtoken_cli.methods.tokmem.route import Choice, Route, Site
+from memtoken_cli.methods.tokmem.route import Choice, Route
 
 EndedBy = Literal["eos", "eoc", "json", "limit", "procedure"]
 

@@ -18,7 +18,7 @@ from memtoken_cli.methods.tokmem.statistics import SPECIALS
 
 
 def append(bank: Bank, new: Bank, on_clash: OnClash = "error") -> Bank:
-    """`bank` and then the rows of `new`: statistics added, scales fitted again.
+    """`bank` and then the rows of `new`: statistics added; the scales are left for `Bank.calibrated`.
 
     on_clash: what a name in both means: an error, the row of `bank` alone (keep), `new`'s as NAME-2 (rename),
     or `new`'s row in the place of the other with the samples of both (update).
@@ -32,7 +32,7 @@ def append(bank: Bank, new: Bank, on_clash: OnClash = "error") -> Bank:
             hint="memtok bank add BANK --data DIR, or merge with --shared-blocks first",
         )
     settled, replaced = _settle(bank, new, on_clash)
-    return _joined(bank, settled, replaced).calibrated()
+    return _joined(bank, settled, replaced)
 
 
 def append_first(bank: Bank, new: Bank, on_clash: OnClash = "error") -> Bank:
@@ -58,7 +58,7 @@ def append_first(bank: Bank, new: Bank, on_clash: OnClash = "error") -> Bank:
     joined = _joined(bank, replace(rest, sites=bare), replaced)
     why = f"{len(common)} shared rows: the scatter is the first bank's alone"
     meta = replace(joined.meta, approximate=(*joined.meta.approximate, why))
-    return replace(joined, meta=meta).calibrated()
+    return replace(joined, meta=meta)
 
 
 def check_fit(bank: Bank, new: Bank) -> None:

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from memtoken_cli.engine.method import GenerateOptions
-from memtoken_cli.io.errors import DataError, UsageError, nearest
+from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.methods.tokmem.names import unknown
 
 AUTO, INSIST, NONE, ALL = "auto", "auto!", "none", "all"
 MODES = (AUTO, INSIST, NONE)
@@ -100,14 +101,6 @@ DEFAULT = Options()
 def _all(asked: Sequence[str], names: Sequence[str]) -> bool:
     """Whether the word `all` stands for every name: not where a procedure is called so."""
     return ALL in asked and ALL not in names
-
-
-def unknown(name: str, names: Sequence[str], key: str) -> UsageError:
-    """The error for a name that no procedure has."""
-    close = nearest(name, names)
-    known = ", ".join(list(names)[:8]) + (", ..." if len(names) > 8 else "")
-    hint = f"did you mean {close}?" if close else f"procedures: {known or 'the bank is empty'}"
-    return UsageError(f"no procedure named {name!r} in the bank ({key}=)", hint=hint)
 
 
 def parse_names(given: str | Sequence[str], names: Sequence[str], *, modes: bool = False) -> Any:

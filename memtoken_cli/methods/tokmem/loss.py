@@ -47,15 +47,8 @@ def sequence_loss(
 
     pseudo: states [N,E] and procedures [N] that are added at the routing loss.
     """
-    B, U = len(layouts), max(len(one.ids) for one in layouts)
-    ids_BU = torch.zeros(B, U, dtype=torch.long)
-    target_BU = torch.full((B, U), IGNORE)
-    for b, one in enumerate(layouts):
-        ids_BU[b, : len(one.ids)] = torch.tensor(one.ids)
-        target_BU[b, : len(one.ids)] = torch.tensor(one.targets)
-    ids_BU, target_BU = ids_BU.to(backbone.device), target_BU.to(backbone.device)
-    x_BUE = vocab.embed(backbone, ids_BU, table.table_RE)
-    (h_BUE,) = prefix_cache.go_on(backbone, prefix_cache.together(kept), x_BUE)
+    (h_BUE,) = states_behind(backbone, table.table_RE, kept, layouts)
+    target_BU = _padded([one.targets for one in layouts], IGNORE).to(backbone.device)
     wanted_BU = target_BU != IGNORE
     h_ME, target_M = h_BUE[wanted_BU], target_BU[wanted_BU]
     first_B = torch.tensor([one.first for one in layouts], device=backbone.device)
@@ -66,6 +59,21 @@ def sequence_loss(
         h_ME = torch.cat([h_ME, pseudo[0].to(h_ME)])
         target_M = torch.cat([target_M, pseudo[1].to(target_M) + backbone.dims.vocab + 1])
     return positions_loss(backbone, table, h_ME, target_M)
+
+
+def states_behind(
+    backbone: CausalLM, table_RE: Tensor, kept: Sequence[Kept], layouts: Sequence[Layout], every: bool = False
+) -> tuple[Tensor, ...]:
+    """States [B,U,E] of what follows the prompts, the final one or (`every`) those of all layers; shorter
+    rows are padded on the right."""
+    ids_BU = _padded([one.ids for one in layouts], 0).to(backbone.device)
+    x_BUE = vocab.embed(backbone, ids_BU, table_RE)
+    return prefix_cache.go_on(backbone, prefix_cache.together(kept), x_BUE, every)
+
+
+def _padded(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    U = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[fill] * (U - len(row))] for row in rows])
 
 
 def positions_loss(backbone: CausalLM, table: Table, h_ME: Tensor, target_M: Tensor) -> Loss:

@@ -62,7 +62,7 @@ class Maker:
         Raises UsageError, DataError for material or a configuration that the old bank does not allow.
         """
         check(found, old, self.config, self.backbone)
-        longest = min(self.train.max_length, self.backbone.dims.context)
+        longest = self.train.longest(self.backbone.dims.context)
         laid = plan(found, old, self.config, self.prompts, longest)
         for part in laid.parts:
             self.pool.read([*part.learned, *part.val, *part.told])
@@ -81,14 +81,14 @@ class Maker:
             every = {"save_every": self.train.save_every, "log_every": self.train.log_every}
             fit(task, self.rundir, seed=self.seed, **every, world=self.world)
         meta = self._meta(tokens, laid)
-        bank = old if old is not None else Bank.empty(meta, self.backbone.dims.width, self._ref())
+        bank = (
+            old if old is not None else Bank.empty(meta, self.backbone.dims.width, ModelRef.of(self.backbone))
+        )
         project_DQ = map_of(self.config.lda, self.backbone.dims.width, self.seed)
         if old is not None and len(old):
             project_DQ = old.project_DQ
-        for b in range(len(laid.parts)):
-            new = self._block(laid, task, b, meta, project_DQ)
-            bank = bank.append(new, "update" if self.config.on_clash == "update" else "error")
-        return bank
+        blocks = [self._block(laid, task, b, meta, project_DQ) for b in range(len(laid.parts))]
+        return bank.merge(blocks, "update" if self.config.on_clash == "update" else "error")
 
     def _task(self, laid: Plan, old: Bank | None, tokens: int, rate: float) -> Learning:
         device = self.backbone.device
@@ -189,7 +189,7 @@ class Maker:
             rows,
             block.control_PkE.detach().cpu().clone(),
             replace(meta, blocks=(Entry(entry, len(rows), samples),), notes=notes),
-            self._ref(),
+            ModelRef.of(self.backbone),
             address_PE,
             None if address_PE is None else torch.zeros(len(address_PE)),
             None if task.eoc_1E is None else task.eoc_1E.detach().cpu()[0].clone(),
@@ -221,7 +221,3 @@ class Maker:
             keep_features=config.lda.keep_features,
             scatter=config.lda.scatter,
         )
-
-    def _ref(self) -> ModelRef:
-        b = self.backbone
-        return ModelRef(name=b.name, fingerprint=b.fingerprint, tokenizer=b.tokenizer_digest)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from memtoken_cli.data import operations
 from memtoken_cli.data.chains import Chain, made_chains, read_chains, read_negatives
-from memtoken_cli.data.procedures import Caps, Procedure, read_procedures
+from memtoken_cli.data.procedures import Caps, Procedure, Procedures, Sample, read_procedures
 from memtoken_cli.methods.tokmem.config import DataConfig
 from memtoken_cli.methods.tokmem.examples import blocks_of, fits
 from memtoken_cli.methods.tokmem.prompt import Prompts
@@ -45,15 +45,7 @@ def material(
         blocks = tuple(blocks_of(data.blocks, len(toy)))
         chains = made_chains(toy, "train", data.toy.chains, seed, joined=operations.join)
         return Material(tuple(toy), blocks, tuple(chains))
-    assert data.path is not None, "the section checks that there is a path or a toy"
-    found = read_procedures(
-        data.path,
-        tasks=data.tasks,
-        caps=Caps(data.train, data.val, data.test),
-        skip_bad=data.skip_bad,
-        described=data.described,
-        check=fits(prompts, longest),
-    )
+    found = procedures_of(data, fits(prompts, longest))
     if found.dropped:
         note(f"{found.dropped} training samples left out: their input is a test's too")
     if found.skipped:
@@ -64,6 +56,19 @@ def material(
         tuple(_chains(data, found.items, known, seed)),
         tuple(read_negatives(data.negatives)) if data.negatives else (),
         found.skipped,
+    )
+
+
+def procedures_of(data: DataConfig, check: Callable[[str, Sample], str | None] | None = None) -> Procedures:
+    """What `data.path` holds; see `read_procedures`."""
+    assert data.path is not None, "the section checks that there is a path or a toy"
+    return read_procedures(
+        data.path,
+        tasks=data.tasks,
+        caps=Caps(data.train, data.val, data.test),
+        skip_bad=data.skip_bad,
+        described=data.described,
+        check=check,
     )
 
 

@@ -25,6 +25,12 @@ class Prompt:
     user: tuple[int, int]
 
 
+def opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The BOS of a tokenizer that puts one in front of texts, or nothing."""
+    adds = tokenizer.bos_token and tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    return str(tokenizer.bos_token) if adds else ""
+
+
 class Prompts:
     """The prompts of one tokenizer. Raises DataError where its chat template does not repeat the query."""
 
@@ -35,9 +41,7 @@ class Prompts:
     def frame(self) -> tuple[str, str]:
         """What stands before and behind the user's text."""
         if not self.tokenizer.chat_template:
-            bos = str(self.tokenizer.bos_token or "")
-            adds = self.tokenizer("a").input_ids[:1] == [self.tokenizer.bos_token_id]
-            return (bos + PLAIN[0] if bos and adds else PLAIN[0]), PLAIN[1]
+            return opening(self.tokenizer) + PLAIN[0], PLAIN[1]
         turn = [{"role": "user", "content": SENTINEL}]
         text = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
         before, found, after = text.partition(SENTINEL)

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -24,9 +23,9 @@ from memtoken_cli.engine import seeds
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.progress import bar
+from memtoken_cli.methods.tokmem.extras import need_peft
 from memtoken_cli.methods.tokmem.turns import turns
 
-EXTRA = "pip install 'memtok[peft]'"
 TARGETS = ("q_proj", "v_proj")
 WARMUP = 0.1
 VALIDATE = 256  # samples at most that a rate is judged on
@@ -66,12 +65,6 @@ class Fitted:
     seconds: float
 
 
-def check_extra() -> None:
-    """Raises UsageError where `peft` is not installed."""
-    if find_spec("peft") is None:
-        raise UsageError("LoRA needs the extra peft", hint=EXTRA)
-
-
 @contextmanager
 def adapted(
     backbone: CausalLM,
@@ -84,7 +77,7 @@ def adapted(
 
     Raises UsageError where `peft` is missing or the model has no such projections.
     """
-    check_extra()
+    need_peft("LoRA")
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

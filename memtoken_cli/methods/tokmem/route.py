@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,11 +19,10 @@ from torch import Tensor
 from memtoken_cli.engine import vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.decode import end_ids
-from memtoken_cli.methods.tokmem.bank import Bank
+from memtoken_cli.methods.tokmem.bank import Bank, Site
+from memtoken_cli.methods.tokmem.features import columns
 from memtoken_cli.methods.tokmem.lda import Scorer
 from memtoken_cli.methods.tokmem.statistics import END, TEXT
-
-Site = Literal["first", "boundary"]
 
 
 class State(Protocol):
@@ -169,8 +168,7 @@ class Router:
         self, site: Site, states: Sequence[State], allowed_BP: Tensor, choices: Sequence[Choice]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         scorer, special, P = self.scorers[site], TEXT if site == "first" else END, len(self.names)
-        columns = zip(*(state.features for state in states), strict=True)
-        features = self.bank.projected([torch.stack(column).cpu() for column in columns])
+        features = self.bank.projected(columns(state.features for state in states))
         allowed_BS = torch.zeros(len(states), len(scorer.labels), dtype=torch.bool)
         allowed_BS[:, :P] = allowed_BP
         at = scorer.labels.index(special) if special in scorer.labels else None

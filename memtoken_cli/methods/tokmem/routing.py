@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memtoken_cli.methods.tokmem.features import Frozen, Prefix
+from memtoken_cli.methods.tokmem.features import Frozen, Prefix, columns
 from memtoken_cli.methods.tokmem.prompt import Prompt
 from memtoken_cli.methods.tokmem.route import Router
 from memtoken_cli.methods.tokmem.statistics import TEXT
@@ -30,8 +30,7 @@ def first_site(router: Router, prefixes: Sequence[Prefix]) -> Tensor:
         plain_B1 = words_BV.double().logsumexp(-1, keepdim=True)
         return torch.cat([scores_BP.double(), plain_B1], -1).log_softmax(-1)
     scorer = router.scorers["first"]
-    columns = zip(*(prefix.features for prefix in prefixes), strict=True)
-    log_p_BL = scorer.log_probs(bank.projected([torch.stack(column).cpu() for column in columns]))
+    log_p_BL = scorer.log_probs(bank.projected(columns(prefix.features for prefix in prefixes)))
     kept = [i for i, label in enumerate(scorer.labels) if i < P or label == TEXT]
     # END is no choice here
     return log_p_BL if len(kept) == log_p_BL.shape[1] else log_p_BL[:, kept].log_softmax(-1)

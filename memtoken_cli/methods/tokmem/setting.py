@@ -24,7 +24,6 @@ from memtoken_cli.engine.checkpoint import run_dir
 from memtoken_cli.engine.encoder import Encoder
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io import atomic
-from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import FINAL, Config, Feature, TrainConfig
 from memtoken_cli.methods.tokmem.cost import Cost, metered
@@ -162,14 +161,9 @@ class Setting:
             maker.rundir = rundir
             with metered(self.backbone.device) as cost:
                 bank = maker.bank(found, old)
-            bank.save(rundir.artifact, self.model)
+            bank.save(rundir.artifact, self.backbone)
             atomic.write_text(told, json.dumps(vars(cost)) + "\n")
         return bank, cost
-
-    @property
-    def model(self) -> ModelRef:
-        b = self.backbone
-        return ModelRef(name=b.name, fingerprint=b.fingerprint, tokenizer=b.tokenizer_digest)
 
     def place(self, name: str) -> Path:
         """The folder of a bank."""

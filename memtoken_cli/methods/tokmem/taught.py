@@ -14,13 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memtoken_cli.engine import prefix_cache, vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.methods.tokmem.bank import Bank, Site
 from memtoken_cli.methods.tokmem.examples import Layout, Segment, layout
-from memtoken_cli.methods.tokmem.features import Frozen, Prefix, behind
-from memtoken_cli.methods.tokmem.loss import Table, sequence_loss
+from memtoken_cli.methods.tokmem.features import Frozen, Prefix, behind, columns
+from memtoken_cli.methods.tokmem.loss import Table, sequence_loss, states_behind
 from memtoken_cli.methods.tokmem.prompt import Prompts
 from memtoken_cli.methods.tokmem.statistics import END, FACETS, KEEP_ALL, TEXT, Class, Statistics, collect
 
@@ -89,8 +88,8 @@ def statistics(
     laid = _laid(backbone, bank, frozen, batch)
     keep = KEEP_ALL if bank.meta.keep_features else bank.meta.keep_val
     first = [Class(one.calls[0][0] if one.calls else TEXT, one.facet) for one in batch]
-    columns = [torch.stack(x) for x in zip(*(prefix.features for prefix in laid.prefixes), strict=True)]
-    out: dict[Site, Statistics] = {"first": collect(first, bank.projected(columns), keep)}
+    features = bank.projected(columns(prefix.features for prefix in laid.prefixes))
+    out: dict[Site, Statistics] = {"first": collect(first, features, keep)}
     classes: list[Class] = []
     found: list[tuple[Tensor, ...]] = []
     for one, prefix, tokens in zip(batch, laid.prefixes, laid.layouts, strict=True):
@@ -102,8 +101,7 @@ def statistics(
             classes.append(Class(following, one.facet))
             found.append(behind(states, prefix, bank.meta.features, said, at))
     if classes:
-        columns = [torch.stack(x) for x in zip(*found, strict=True)]
-        out["boundary"] = collect(classes, bank.projected(columns), keep)
+        out["boundary"] = collect(classes, bank.projected(columns(found)), keep)
     return out
 
 
@@ -122,7 +120,6 @@ def _laid(backbone: CausalLM, bank: Bank, frozen: Frozen, batch: Sequence[Taught
 def _states(backbone: CausalLM, bank: Bank, prefix: Prefix, tokens: Layout) -> list[Tensor]:
     """States [U,E] of every layer behind one prompt, the final one last."""
     assert prefix.kept is not None, "a prompt that was just read has its keys and values"
-    ids_1U = torch.tensor([tokens.ids], device=backbone.device)
-    x_1UE = vocab.embed(backbone, ids_1U, table_of(bank, backbone.device))
-    states = prefix_cache.go_on(backbone, prefix_cache.together([prefix.kept]), x_1UE, every=True)
+    table_RE = table_of(bank, backbone.device)
+    states = states_behind(backbone, table_RE, [prefix.kept], [tokens], every=True)
     return [x[0] for x in states]

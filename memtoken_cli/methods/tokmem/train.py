@@ -17,6 +17,7 @@ from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.tokmem import adapt as adapting
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import Config
+from memtoken_cli.methods.tokmem.extras import need_peft
 from memtoken_cli.methods.tokmem.maker import Maker
 from memtoken_cli.methods.tokmem.material import material
 from memtoken_cli.methods.tokmem.prompt import Prompts
@@ -34,7 +35,7 @@ def train(recipe: Recipe, run: Run) -> Path:
         raise UsageError("a bank stands beside a pretrained model", hint="model: {name: smollm2-135m}")
     config: Config = recipe.config
     if config.adapt is not None:
-        adapting.check_extra()
+        need_peft("adapting")
     said = recipe.resolved() | {"expect": {}}
     # what only a comparison reads changes no bank
     said["data"] = {key: value for key, value in said["data"].items() if key not in ("bench", "test")}
@@ -51,7 +52,7 @@ def train(recipe: Recipe, run: Run) -> Path:
         old = None if config.bank is None else Bank.load(config.bank)
         backbone = models.load(recipe.model.name, device=run.device, dtype=dtype_for(old))
         prompts = Prompts(backbone.tokenizer)
-        longest = min(recipe.train.max_length, backbone.dims.context)
+        longest = recipe.train.longest(backbone.dims.context)
         known = () if old is None else old.names
         found = material(recipe.data, prompts, longest, recipe.seed, known=known, note=run.note)
         if config.adapt is not None:

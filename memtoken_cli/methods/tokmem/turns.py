@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from memtoken_cli.methods.tokmem.prompt import opening
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -35,9 +37,7 @@ def turns(
                 messages.append({"role": "assistant", "content": response})
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     else:
-        adds = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-        text = str(tokenizer.bos_token) if adds else ""
-        text += "".join(
+        text = opening(tokenizer) + "".join(
             f"{user}\n" + (f"{response}\n" if response is not None else "") for user, response in said
         )
     return tuple(tokenizer(text, add_special_tokens=False).input_ids)
