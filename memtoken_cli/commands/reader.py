@@ -76,6 +76,10 @@ class Reader:
         self.backbone = backbone_for(self.spec, name, self.common)
         for opened in self.opened:
             check_backbone(opened, self.backbone)
+        if len(self.opened) > 1:
+            from memtoken_cli.engine.turn import in_a_row
+
+            self.memory = in_a_row(self.backbone, [cast(Any, opened.memory) for opened in self.opened])
         made_in = self.about.get("dtype")
         here = None if self.backbone is None else str(self.backbone.dtype).removeprefix("torch.")
         if made_in is not None and here is not None and made_in != here:

@@ -16,26 +16,38 @@ from .memory import Layers
 from .trie import Trie, score
 
 
+def twins(shots: Sequence[Shot], rendered: Rendered) -> list[int]:
+    """The first shot that says what each shot says: the same tokens, or the same input with the same output
+    but for the whitespace around it. A group of twins is one example, however often it is shown."""
+    first: dict[tuple[object, ...], int] = {}
+    found = []
+    for s, (shot, span) in enumerate(zip(shots, rendered.spans, strict=True)):
+        written = tuple(rendered.ids[span.start : span.end])
+        said = (shot.input.strip(), None if shot.output is None else shot.output.strip())
+        group = min(first.get(written, s), first.get(said, s))
+        first.setdefault(written, group)
+        first.setdefault(said, group)
+        found.append(group)
+    return found
+
+
 def hidden_tokens(shots: Sequence[Shot], rendered: Rendered) -> Tensor:
-    """bool [S,M]: True on the tokens of the shot itself and of its exact duplicates (same input and
-    output)."""
-    same: dict[tuple[str, str | None], list[int]] = {}
-    for s, shot in enumerate(shots):
-        same.setdefault((shot.input.strip(), shot.output), []).append(s)
-    hidden_SM = torch.zeros(len(shots), len(rendered.ids), dtype=torch.bool)
-    for s, shot in enumerate(shots):
-        for copy in same[shot.input.strip(), shot.output]:
-            span = rendered.spans[copy]
-            hidden_SM[s, span.start : span.end] = True
-    return hidden_SM
+    """bool [S,M]: True on the tokens of the shot itself and of its twins."""
+    group_S = torch.tensor(twins(shots, rendered))
+    owner_M = torch.full((len(rendered.ids),), -1)
+    for group, span in zip(group_S, rendered.spans, strict=True):
+        owner_M[span.start : span.end] = group
+    return owner_M == group_S[:, None]
 
 
 @dataclass(frozen=True)
 class LooScores:
-    """scores_SK: float64 label log-probabilities of every shot; label_S: the index of its own label."""
+    """scores_SK: float64 label log-probabilities of the shots `asked`; label_S: the index of each one's own
+    label. Twins are asked once: they would say the same, and be on both sides of a cross-validation."""
 
     scores_SK: Tensor
     label_S: Tensor
+    asked: tuple[int, ...]
 
 
 def loo_scores(
@@ -53,9 +65,9 @@ def loo_scores(
     `full`: every token of `rendered` as a memory. `trees`: of `labels`, see `answer.label_trees`.
     Raises ValueError where a shot's output is not among `labels`.
     """
-    rows = [rendered.ids[span.start : span.answer] for span in rendered.spans]
-    scored = score(
-        backbone, full, rows, trees, batch_tokens=batch_tokens, hidden_RM=hidden_tokens(shots, rendered)
-    )
-    index = [list(labels).index(shot.output or "") for shot in shots]
-    return LooScores(scored.scores_RK, torch.tensor(index))
+    asked = sorted(set(twins(shots, rendered)))
+    rows = [rendered.ids[rendered.spans[s].start : rendered.spans[s].answer] for s in asked]
+    hidden_RM = hidden_tokens(shots, rendered)[asked]
+    scored = score(backbone, full, rows, trees, batch_tokens=batch_tokens, hidden_RM=hidden_RM)
+    index = [list(labels).index(shots[s].output or "") for s in asked]
+    return LooScores(scored.scores_RK, torch.tensor(index), tuple(asked))

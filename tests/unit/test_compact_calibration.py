@@ -75,6 +75,15 @@ def test_labels_of_one_token_have_the_scores_of_whole_labels(name: str, most: in
     torch.testing.assert_close(bias_K, plain_K, atol=1e-3, rtol=1e-3)
 
 
+def test_twins_are_asked_once() -> None:
+    """Copies in a row change no fold and no bias: the scores are of the distinct shots, in their order."""
+    items = [{"input": shot.input, "output": shot.output or ""} for shot in letters().items]
+    fast, whole, _, _ = read("gqa", shots_of(items + items[:5]), LETTER, 7)
+    assert fast.asked == whole.asked == tuple(range(12))
+    assert fast.scores_SK.shape == whole.scores_SK.shape == (12, 3)
+    torch.testing.assert_close(fast.scores_SK, whole.scores_SK, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("most", [60, 5])
 def test_what_follows_a_first_token_is_the_mean_of_the_labels_own_rows(most: int) -> None:
     given = shots()

@@ -7,8 +7,9 @@ import torch
 from tiny_prompt import FAMILIES, family, referred, rendered
 
 from memtoken_cli.engine.attend import Read
+from memtoken_cli.methods.compact import fit as fitting
 from memtoken_cli.methods.compact.budget import adaptive, uniform
-from memtoken_cli.methods.compact.fit import RIDGE, Fit, in_context, mass, solve
+from memtoken_cli.methods.compact.fit import RIDGE, Fit, in_context, mass, solve, strongest
 
 families = pytest.mark.parametrize("name", FAMILIES)
 
@@ -85,10 +86,13 @@ def loop(site, whole, chosen, fit, n, k_MD, bias_M):
             X.append(kept_M / (float(kept_M.sum()) + own))
             Y.append(answer_D - own_U @ own_v[places_U] / (float(kept_M.sum()) + own))
     X_RM, Y_RD, v_MD = torch.stack(X), torch.stack(Y), v_TD[chosen]
-    gram = X_RM.T @ X_RM
+    A_RM = torch.stack(A)[:, chosen]
+    some_P = A_RM.square().sum(0).topk(min(fitting.FITTED, len(chosen))).indices.sort().values
+    X_RP = X_RM[:, some_P]
+    gram = X_RP.T @ X_RP
     ridge = RIDGE * gram.diagonal().mean() + 1e-12
     inverse = torch.linalg.inv(gram + ridge * torch.eye(len(gram), dtype=torch.float64))
-    return torch.stack(A)[:, chosen], v_MD + inverse @ X_RM.T @ (Y_RD - X_RM @ v_MD)
+    return A_RM, v_MD.index_add(0, some_P, inverse @ X_RP.T @ (Y_RD - X_RM @ v_MD))
 
 
 @families
@@ -104,6 +108,37 @@ def test_values_are_the_plain_loops(name, bias):
                 assert not bias_M.any(), "nothing dropped, nothing to stand for"
             elif bias:
                 torch.testing.assert_close(bias_M, mass(A_RM.float()).log(), atol=2e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gqa", "softcap", "sinks"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_of_a_long_memory_the_strongest_tokens_are_fitted(name, bias, monkeypatch):
+    """The plain loops again, the other kept tokens with the keys, values and weights that they had."""
+    monkeypatch.setattr(fitting, "FITTED", 4)
+    whole, fit, _, _ = fitted(name, 12, bias, uniform, most=4)
+    for site, kept, before in zip(fit.sites, fit.layers, whole.layers, strict=True):
+        for n, (k_MD, v_MD, bias_M, _) in enumerate(kept.heads()):
+            picked = fit.chosen[site.layer][n]
+            if len(picked) == before.sizes[n]:
+                continue  # a short window: nothing is dropped, and nothing fitted
+            A_RM, expected_MD = loop(site, before, picked, fit, n, k_MD, bias_M)
+            torch.testing.assert_close(v_MD.double(), expected_MD, atol=5e-3, rtol=5e-3)
+            some_P = strongest(A_RM, 4)
+            rest = sorted(set(range(len(picked))) - set(some_P.tolist()))
+            k_TD, v_TD = (list(before.heads())[n][i] for i in (0, 1))
+            assert torch.equal(v_MD[rest], v_TD[picked][rest]) and torch.equal(k_MD[rest], k_TD[picked][rest])
+            if bias:
+                assert not bias_M[rest].any()
+                lacking_R1 = 1 - A_RM[:, rest].sum(-1, keepdim=True)
+                expected_P = mass(A_RM[:, some_P].float(), lacking_R1.float()).log()
+                torch.testing.assert_close(bias_M[some_P], expected_P, atol=2e-3, rtol=1e-2)
+
+
+def test_the_strongest_are_in_order_and_all_where_they_are_few():
+    M_RM = torch.tensor([[0.1, 0.5, 0.0, 0.3], [0.1, 0.0, 0.2, 0.3]])
+    assert strongest(M_RM, 2).tolist() == [1, 3]
+    assert strongest(M_RM, 4).tolist() == strongest(M_RM, 9).tolist() == [0, 1, 2, 3]
+    assert strongest(M_RM, 0).tolist() == []
 
 
 def test_mass_finds_the_bounded_least_squares_solution():

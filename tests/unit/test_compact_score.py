@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tiny_prompt import FAMILIES, LABELS, family, referred, rendered, shots
+from tiny_prompt import FAMILIES, LABELS, family, records, referred, rendered, shots
 
 from memtoken_cli.data.shots import shots_of
+from memtoken_cli.engine.leave_one_out import twins
 from memtoken_cli.engine.memory import LayerKV, Layers
 from memtoken_cli.methods.compact.score import Score
 
@@ -105,14 +106,53 @@ def test_duplicates_hide_each_other():
     given = shots_of(records)
     backbone = family("gqa")
     reference, text = referred(backbone, given), rendered(backbone, given)
-    hidden = [[bool(reference.hidden_ST[s, span.start]) for span in text.spans] for s in range(4)]
-    assert hidden == [
-        [True, False, True, False], [False, True, False, False],
-        [True, False, True, False], [False, False, False, True],
-    ]  # fmt: skip
-    for s in range(4):
-        covered = sum(b.end - b.start for b, h in zip(text.spans, hidden[s], strict=True) if h)
-        assert int(reference.hidden_ST[s].sum()) == covered
+    rows = list(enumerate(reference.shots))
+    assert [s for _, s in rows] == [0, 1, 3]  # a twin asks nothing of its own
+    hidden = [[bool(reference.hidden_ST[row, span.start]) for span in text.spans] for row, _ in rows]
+    assert hidden == [[True, False, True, False], [False, True, False, False], [False, False, False, True]]
+    for row, _ in rows:
+        covered = sum(b.end - b.start for b, h in zip(text.spans, hidden[row], strict=True) if h)
+        assert int(reference.hidden_ST[row].sum()) == covered
+
+
+@pytest.mark.parametrize("most", [5, 60])
+@pytest.mark.parametrize("repeated", [lambda x: x + x, lambda x: [y for y in x for _ in range(2)]])
+def test_a_prompt_said_twice_asks_what_it_asks_once(most, repeated):
+    """Twins are one example: a second row would ask the same while both their copies are hidden."""
+    backbone, once = family("gqa"), records()
+    twice = shots_of(repeated(once))
+    text, given = rendered(backbone, twice), referred(backbone, twice, most=most)
+    single = referred(backbone, shots_of(once), most=most)
+    assert given.packed.ids_F.tolist() == single.packed.ids_F.tolist()
+    assert torch.equal(given.hidden_ST.sum(1), 2 * single.hidden_ST.sum(1))
+    for row, s in enumerate(given.shots):
+        copies = [
+            span
+            for shot, span in zip(twice.items, text.spans, strict=True)
+            if shot.input == twice.items[s].input
+        ]
+        assert all(given.hidden_ST[row, span.start : span.end].all() for span in copies)
+
+
+def test_twins_are_told_by_their_tokens_or_by_what_they_say():
+    backbone = family("gqa")
+    pairs = [("a \u4e00", "x"), ("a \u4e8c", "x"), ("b", "y"), (" b ", "y "), ("b", "x")]
+    given = shots_of([{"input": t, "output": o} for t, o in pairs])
+    assert twins(given.items, rendered(backbone, given)) == [
+        0,
+        0,
+        2,
+        2,
+        4,
+    ]  # two unknown letters are one token
+
+
+def test_shots_that_are_all_twins_are_repeated_instead():
+    """Hidden from each other they would leave nothing to read."""
+    backbone = family("gqa")
+    given = shots_of(records(1) * 3)
+    reference = referred(backbone, given)
+    assert not reference.shots and not reference.hidden_ST.any()
 
 
 def test_references_are_the_shots_as_queries():

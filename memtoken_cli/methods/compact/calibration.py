@@ -4,7 +4,7 @@ Where every label begins with a token of its own, the score pass has read most s
 probabilities of those tokens are taken from it, and the other shots are asked for them alone. What then
 follows is all but certain; the label's own shots say how certain. Otherwise whole labels are scored.
 
-Shape suffixes: S shots, R reference rows, W answer places of all rows, K labels, V vocabulary.
+Shape suffixes: S shots (twins once), R reference rows, W answer places of all rows, K labels, V vocabulary.
 """
 
 import torch
@@ -15,7 +15,7 @@ from ...data.shots import Shots
 from ...engine.answer import label_trees
 from ...engine.backbone import CausalLM
 from ...engine.calibrate import calibrate
-from ...engine.leave_one_out import LooScores, hidden_tokens, loo_scores
+from ...engine.leave_one_out import LooScores, hidden_tokens, loo_scores, twins
 from ...engine.memory import Layers
 from ...engine.trie import score
 from .reference import Reference
@@ -56,25 +56,27 @@ def first_scores(
     teacher_WV: Tensor,
     first_K: list[int],
 ) -> LooScores:
-    """log p(first token) of every shot and label, plus the mean of log p(what follows it) over the label's
-    own reference rows."""
+    """log p(first token) of every shot (twins once) and label, plus the mean of log p(what follows it) over
+    the label's own reference rows."""
     labels = list(shots.labels)
-    label_S = torch.tensor([labels.index(shot.output or "") for shot in shots.items])
-    scores_SK = torch.zeros(len(shots.items), len(labels), dtype=torch.float64)
-    asked = list(reference.shots)
+    asked = sorted(set(twins(shots.items, rendered)))
+    label_S = torch.tensor([labels.index(shots.items[s].output or "") for s in asked])
+    scores_SK = torch.zeros(len(asked), len(labels), dtype=torch.float64)
     first_RK, rest_R = read_off(reference, teacher_WV, first_K)
-    scores_SK[asked] = first_RK
-    others = sorted(set(range(len(shots.items))) - set(asked))
+    place_R = [asked.index(s) for s in reference.shots]
+    scores_SK[place_R] = first_RK
+    others = sorted(set(asked) - set(reference.shots))
     if others:
         spans = [rendered.spans[s] for s in others]
         rows = [rendered.ids[span.start : span.answer] for span in spans]
         trees = label_trees(backbone, template, labels, "first_token")
         hidden_RM = hidden_tokens(shots.items, rendered)[others]
-        scores_SK[others] = score(backbone, full, rows, trees, hidden_RM=hidden_RM).scores_RK
-    own_RK = torch.nn.functional.one_hot(label_S[asked], len(labels)).double()
+        scored = score(backbone, full, rows, trees, hidden_RM=hidden_RM)
+        scores_SK[[asked.index(s) for s in others]] = scored.scores_RK
+    own_RK = torch.nn.functional.one_hot(label_S[place_R], len(labels)).double()
     seen_K = own_RK.sum(0)
     rest_K = torch.where(seen_K > 0, rest_R @ own_RK / seen_K.clamp(min=1), rest_R.mean())
-    return LooScores(scores_SK + rest_K, label_S)
+    return LooScores(scores_SK + rest_K, label_S, tuple(asked))
 
 
 def read_off(reference: Reference, teacher_WV: Tensor, first_K: list[int]) -> tuple[Tensor, Tensor]:

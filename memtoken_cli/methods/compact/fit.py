@@ -4,7 +4,8 @@ On-policy and in one forward: at each layer the queries are those of a model tha
 compacted earlier layers, so that later layers repair what earlier ones lost.
 
 Shape suffixes: F query tokens laid flat, R = F times the group's heads, f a few of F, T prompt
-tokens, M kept tokens of a head, N key/value heads, G query heads of each, D head width, U own tokens.
+tokens, M kept tokens of a head, P those of them that are fitted, N key/value heads, G query heads of each,
+D head width, U own tokens.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from .view import View, own
 
 RIDGE = 1e-3
 COMMON = 0.5  # of the queries' variance about zero
+FITTED = 512  # kept tokens of a head; beyond them a fit costs its square, and gains nothing measurable
 
 
 @dataclass
@@ -55,22 +57,26 @@ class Fit:
                 found.append((mass_Gf1, M_GfM, A_GfT @ v_TD))
             mass_R1, M_RM, Y_RD = (torch.cat(part, 1).flatten(0, 1) for part in zip(*found, strict=True))
             own_R1 = (own_HF[heads].flatten()[:, None] - mass_R1).exp().nan_to_num(0.0, 0.0, 0.0)
-            v_MD, k_MD = v_TD[kept_M], k_TD[kept_M]
+            own_RD, v_MD, k_MD = own_HFD[heads].flatten(0, 1), v_TD[kept_M], k_TD[kept_M]
             # nothing dropped, nothing to stand for
-            beta_M = mass(M_RM).log() if len(kept_M) < len(k_TD) else M_RM.new_zeros(len(kept_M))
+            some_P = strongest(M_RM, FITTED if len(kept_M) < len(k_TD) else 0)
+            M_RP, v_PD = M_RM.gather(1, some_P.expand(len(M_RM), -1)), v_MD[some_P]
+            still_R1 = M_RM.sum(-1, keepdim=True) - M_RP.sum(-1, keepdim=True)
+            still_RD = M_RM @ v_MD - M_RP @ v_PD
+            beta_P = mass(M_RP, 1 - still_R1).log()
             if self.bias:
-                biases.append(beta_M)
-                M_RM = M_RM * beta_M.exp()
+                biases.append(beta_P.new_zeros(len(kept_M)).index_copy(0, some_P, beta_P))
+                M_RP = M_RP * beta_P.exp()
             elif site.softcap is None:
-                shift_MD, gain_RM = folded(site.q_HFD[heads].flatten(0, 1).float() * site.scaling, beta_M)
-                M_RM, k_MD = M_RM * gain_RM, k_MD + shift_MD
+                shift_PD, gain_RP = folded(site.q_HFD[heads].flatten(0, 1).float() * site.scaling, beta_P)
+                M_RP, k_MD = M_RP * gain_RP, k_MD.float().index_add(0, some_P, shift_PD)
             keys.append(k_MD.to(self.store))
-            X_RM, Y_RD = in_context(M_RM, Y_RD, own_R1, own_HFD[heads].flatten(0, 1))
-            rest_RD = Y_RD - X_RM @ v_MD
-            delta_MD = solve(X_RM, rest_RD, RIDGE)
-            values.append((v_MD + delta_MD).to(self.store))
-            error += float((rest_RD - X_RM @ delta_MD).square().sum())
-            norm += float(Y_RD.square().sum())
+            norm += float((Y_RD / (1 + own_R1)).square().sum())
+            X_RP, Y_RD = in_context(M_RP, Y_RD, own_R1, own_RD, still_R1, still_RD)
+            rest_RD = Y_RD - X_RP @ v_PD
+            delta_PD = solve(X_RP, rest_RD, RIDGE)
+            values.append(v_MD.index_add(0, some_P, delta_PD).to(self.store))
+            error += float((rest_RD - X_RP @ delta_PD).square().sum())
         kept = whole.take(self.chosen[site.layer])
         bias_X = torch.cat(biases) if self.bias else None
         self.layers.append(LayerKV(torch.cat(keys), torch.cat(values), kept.sizes, bias_X, kept.pos_X))
@@ -78,15 +84,31 @@ class Fit:
         return attend(site, self.layers[-1], self.hidden_kept)
 
 
-def in_context(M_RM: Tensor, Y_RD: Tensor, own_R1: Tensor, own_RD: Tensor) -> tuple[Tensor, Tensor]:
+def in_context(
+    M_RM: Tensor,
+    Y_RD: Tensor,
+    own_R1: Tensor,
+    own_RD: Tensor,
+    still_R1: Tensor | float = 0.0,
+    still_RD: Tensor | float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """The exact linear problem when memory shares its softmax with the query's own tokens.
 
-    M: unnormalised weights of the kept keys in units of the prompt's mass, Y: what the prompt alone
-    answers, own: the own tokens' mass in the same units, and their answer. The whole answers
-    (Y + own a)/(1 + own), the memory (M C + own a)/(sum M + own); X C = Y' makes them equal."""
-    share_R1 = 1 / (M_RM.sum(-1, keepdim=True) + own_R1).clamp(min=1e-12)
+    M: unnormalised weights of the keys whose values are sought, in units of the prompt's mass, Y: what the
+    prompt alone answers, own: the own tokens' mass in the same units, and their answer; still: the mass s of
+    kept keys that stay as they are, and what they add. The whole answers (Y + own a)/(1 + own), the memory
+    (M C + still + own a)/(sum M + s + own); X C = Y' makes them equal."""
+    share_R1 = 1 / (M_RM.sum(-1, keepdim=True) + still_R1 + own_R1).clamp(min=1e-12)
     whole_RD = (Y_RD + own_R1 * own_RD) / (1 + own_R1)
-    return M_RM * share_R1, whole_RD - own_R1 * share_R1 * own_RD
+    return M_RM * share_R1, whole_RD - share_R1 * (own_R1 * own_RD + still_RD)
+
+
+def strongest(M_RM: Tensor, most: int) -> Tensor:
+    """The `most` keys of greatest squared weight, in order: [P]."""
+    if M_RM.shape[1] <= most:
+        return torch.arange(M_RM.shape[1], device=M_RM.device)
+    norm_M: Tensor = torch.linalg.vector_norm(M_RM, dim=0)
+    return norm_M.topk(most).indices.sort().values
 
 
 def folded(q_RD: Tensor, beta_M: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,10 +141,12 @@ def ridged(gram_MM: Tensor, right_MD: Tensor, ridge: float) -> Tensor:
     return torch.cholesky_solve(right_MD, torch.linalg.cholesky(gram_MM))
 
 
-def mass(M_RM: Tensor, ridge: float = 1e-3, steps: int = 20) -> Tensor:
-    """b = argmin |M b - 1|^2 over [e^-3, e^3], a ridge start and projected gradient steps: [M]."""
+def mass(M_RM: Tensor, lacking_R1: Tensor | None = None, ridge: float = 1e-3, steps: int = 20) -> Tensor:
+    """b = argmin |M b - lacking|^2 over [e^-3, e^3], a ridge start and projected gradient steps: [M].
+
+    lacking: the mass that M is to have; left out: all of the prompt's, 1."""
     low, high = float(torch.e**-3), float(torch.e**3)
-    gram, target = normal(M_RM, M_RM.new_ones(M_RM.shape[0], 1))
+    gram, target = normal(M_RM, M_RM.new_ones(M_RM.shape[0], 1) if lacking_R1 is None else lacking_R1)
     b = ridged(gram, target, ridge).clamp(low, high)
     step = 1.0 / torch.linalg.matrix_norm(gram, 1).clamp(min=1e-12)
     for _ in range(steps):

@@ -9,8 +9,9 @@ from ...data.shots import Shots
 from ...engine.answer import answer as answered
 from ...engine.backbone import CausalLM
 from ...engine.contest import subset
-from ...engine.memory import Layers, Memory, join
+from ...engine.memory import Layers, Memory
 from ...engine.method import Answer, Budget, GenerateOptions, Made, Run
+from ...engine.turn import in_a_row
 from ...recipe.schema import Recipe
 from . import SPEC
 from .bench import bench
@@ -33,7 +34,7 @@ class Compact:
             for piece, part in zip(pieces, budgets, strict=True)
         ]
         alone = [m.memory for m in made if isinstance(m.memory, Layers)]
-        memory = join(alone) if len(alone) > 1 else alone[0]
+        memory = in_a_row(backbone, alone) if len(alone) > 1 else alone[0]
         about = {
             "template": template.text,
             "instruction": config.instruction,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...data.render import Rendered, Template, query_ids
 from ...data.shots import Shots, read_queries
 from ...engine.backbone import CausalLM
-from ...engine.leave_one_out import hidden_tokens
+from ...engine.leave_one_out import hidden_tokens, twins
 from ...engine.packed import Packed
 
 REPEAT = "\n\nRepeat the text above:\n\n"
@@ -24,7 +24,7 @@ LEAST, SHARE = 832, 0.2
 @dataclass
 class Reference:
     """packed: the rows, at positions after the prompt. hidden_ST: prompt tokens a row must not see
-    (its own copy and exact duplicates). answer_F: True where the next token belongs to the answer.
+    (its own copy and its twins). answer_F: True where the next token belongs to the answer.
     shots: which of the prompt's the rows are, where they are shots."""
 
     packed: Packed
@@ -74,10 +74,13 @@ def reference(
     generator: torch.Generator,
 ) -> Reference:
     """queries: "auto", "shots", "repeat" or a file. At most `most` shots of about `tokens` tokens in all,
-    balanced over labels. Raises DataError for a bad file."""
+    balanced over labels, twins once; a repetition where all shots are twins, since nothing is left to read
+    while they are hidden. Raises DataError for a bad file."""
     t = len(rendered.ids)
     if queries == "auto":
         queries = "repeat" if shots.kind == "plain" else "shots"
+    if queries == "shots" and len(set(twins(shots.items, rendered))) == 1:
+        queries = "repeat"
     if queries == "repeat":
         ids = _repeated(backbone, rendered)
         # the last tokens of a piece have the most of it to go by
@@ -118,10 +121,12 @@ def _rows(
 def _balanced(
     shots: Shots, rendered: Rendered, most: int | None, tokens: int, generator: torch.Generator
 ) -> list[int]:
-    """Shots in random order, one of every label before a second of any; two at least."""
+    """Shots in random order, one of every label before a second of any; two at least. Of twins the first:
+    another would ask the same of the same tokens."""
     seen: dict[str | None, int] = {}
     order = []
-    for s in torch.randperm(len(shots.items), generator=generator).tolist():
+    alone = torch.tensor(sorted(set(twins(shots.items, rendered))))
+    for s in alone[torch.randperm(len(alone), generator=generator)].tolist():
         label = shots.items[s].output
         seen[label] = seen.get(label, 0) + 1
         order.append((seen[label] if label is not None else 0, s))
