@@ -18,7 +18,7 @@ from torch import Tensor
 from ..io.errors import DataError
 
 PORTS = ("prefix", "layers", "cross", "vocab")
-CONTROL = "control"
+CONTROL, TOKENS = "control", "tokens_MD"
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,21 @@ class Layers:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Memory of the `prefix` or `cross` port: tokens_MD, and a name for what each stands for."""
+    """Memory of the `prefix` or `cross` port: tokens_MD, and a name for what each stands for; kept: a
+    method's other tensors by their names in the artifact."""
 
     port: str
     tokens_MD: Tensor
     names: tuple[str, ...] = ()
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.port not in ("prefix", "cross"):
             raise DataError(f"no port named {self.port!r} takes plain tokens")
         if self.names and len(self.names) != self.tokens_MD.shape[0]:
             raise DataError(f"{self.tokens_MD.shape[0]} memory tokens but {len(self.names)} names")
+        if TOKENS in self.kept:
+            raise DataError(f"a tensor that is kept beside the tokens cannot be called {TOKENS}")
 
     @property
     def slots(self) -> float:
@@ -143,10 +147,11 @@ class Tokens:
 
     @property
     def nbytes(self) -> int:
-        return self.tokens_MD.numel() * self.tokens_MD.element_size()
+        return sum(x.numel() * x.element_size() for x in self.tensors().values())
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"tokens_MD": self.tokens_MD.detach().contiguous()}
+        named = {TOKENS: self.tokens_MD, **self.kept}
+        return {name: x.detach().contiguous() for name, x in named.items()}
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,8 @@ def from_tensors(
             kept = {name: x for name, x in tensors.items() if name != CONTROL}
             return Rows(tuple(names), tensors[CONTROL], kept)
         if port != "layers":
-            return Tokens(port, tensors["tokens_MD"], tuple(names))
+            kept = {name: x for name, x in tensors.items() if name != TOKENS}
+            return Tokens(port, tensors[TOKENS], tuple(names), kept)
         layers = []
         for i, sizes in enumerate(tensors["layers.sizes_LN"].tolist()):
             part = {key: tensors.get(f"layers.{i}.{key}") for key in ("bias_X", "pos_X")}
@@ -210,7 +216,8 @@ def from_tensors(
 def join(memories: Sequence[Layers]) -> Layers:
     """Memories side by side, each read as if alone in front: an approximation, since neither saw the other.
 
-    Keys keep the rotary phase of their own prompt; the text goes on after the longest.
+    Keys keep the rotary phase of their own prompt, so that positions overlap; the text goes on after the
+    longest. `turn.in_a_row` moves them one behind the other first, which is better by far where it can.
     Raises DataError where the layers or heads differ.
     """
     first = memories[0]

@@ -6,7 +6,7 @@ A method implements the protocols of the verbs its Spec lists and no others. No 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -170,14 +170,43 @@ class Generates(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class SegmentCall:
+    """One `memtok segment` command line; "-" is standard input, for one of the three.
+
+    Args:
+        series: a file. prompts: a file, or None. memory: a bank to read and to grow, or None.
+        plot: where a picture goes. out: the file that results go to, by whose name the method may choose
+            their form. beside: whether `prompts` is the file beside the series (a bare --prompts).
+    """
+
+    series: str
+    prompts: str | None = None
+    memory: str | None = None
+    plot: str | None = None
+    out: str | None = None
+    beside: bool = False
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """What segmenting gives. All that is kept (a bank, a picture) is written before this is returned.
+
+    Args:
+        parts: the result as text, or bytes of a binary format, in pieces as they come.
+        document: what --json prints instead; called only then.
+        skipped: prompts that were left out because the user allowed it.
+    """
+
+    parts: Iterator[str | bytes]
+    document: Callable[[], Mapping[str, Any]]
+    skipped: int = 0
+
+
 @runtime_checkable
 class Segments(Protocol):
-    def segment(
-        self, series: str, prompts: str | None, memory: str | None, plot: Path | None, config: Any, run: Run
-    ) -> Iterator[Mapping[str, Any]]:
-        """Rows of a series' segments, as they come; "-" is standard input. `prompts` is a file or "-" or
-        None.
-        """
+    def segment(self, call: SegmentCall, keys: Any, run: Run) -> Segmented:
+        """Cut a series into labelled segments; `keys` is the config module's SegmentKeys (or Config)."""
         ...
 
 
@@ -237,6 +266,16 @@ class Measures(Protocol):
     ) -> list[dict[str, Any]]:
         """Rows of figures of one artifact on `data`, where the engine's own measure does not fit; `keys` is
         the config module's EvaluateKeys."""
+        ...
+
+
+@runtime_checkable
+class Examines(Protocol):
+    def examine(
+        self, path: str, kind: str, data: str, keys: Any, seed: int, run: Run
+    ) -> list[dict[str, Any]]:
+        """Rows of figures of one artifact, which the method opens by itself, on `data`; kind: the header's.
+        `keys` is the config module's EvaluateKeys."""
         ...
 
 

@@ -26,19 +26,20 @@ def run_lock(directory: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def file_lock(path: str | Path) -> Iterator[None]:
-    """Hold a file that is about to be replaced by a new version of itself. Raises Locked; a file beside it,
-    whose name begins with a dot, stays."""
+def file_lock(path: str | Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold a file that is about to be replaced by a new version of itself; `wait`: seconds for another's end.
+    Raises Locked; a file beside it, whose name begins with a dot, stays."""
     final = Path(os.path.realpath(path))
-    with _held(final.with_name(f".{final.name}{NAME}"), path, "wait for it to end, or write to --out FILE"):
+    hint = "wait for it to end, or write to --out FILE"
+    with _held(final.with_name(f".{final.name}{NAME}"), path, hint, wait):
         yield
 
 
 @contextmanager
-def _held(path: Path, what: str | Path, hint: str) -> Iterator[None]:
+def _held(path: Path, what: str | Path, hint: str, wait: float = 0.0) -> Iterator[None]:
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         raise Locked(f"{what} is in use by process {_holder(path)}", hint=hint) from None
     try:

@@ -97,7 +97,10 @@ class Sink:
         self._emit(tabulate([list(r) for r in rows], headers=list(headers), disable_numparse=True) + "\n")
 
     def binary(self, data: bytes) -> None:
-        """An artifact on standard output (--out -). Raises UsageError where that is a terminal."""
+        """What is no text: to `out`, else on standard output. Raises UsageError where that is a terminal."""
+        if self.out is not None:
+            self._bytes(data)
+            return
         if sys.stdout.isatty():
             raise UsageError(
                 "binary output on a terminal", hint="--out FILE, or pipe it: ... --out - | memtok ..."
@@ -118,7 +121,9 @@ class Sink:
         _stderr(f"warning: {text}")
 
     def _emit(self, text: str) -> None:
-        data = text.encode("utf-8", "backslashreplace")
+        self._bytes(text.encode("utf-8", "backslashreplace"))
+
+    def _bytes(self, data: bytes) -> None:
         if self.out is None:
             _stdout(data)
             return

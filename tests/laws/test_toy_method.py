@@ -58,11 +58,13 @@ def test_artifact_through_a_pipe(memtok: Memtok, shots: Path) -> None:  # noqa: 
 
 def test_segment_dispatches_to_it(memtok: Memtok, tmp_path: Path) -> None:  # noqa: F811
     (tmp_path / "series.csv").write_text("t,x\n0,1\n1,2\n")
-    ran = memtok("segment", "series.csv", "--json")
+    ran = memtok("segment", "series.csv", "--method", "toy", "--json")
     assert json.loads(ran.out)["rows"] == [{"start": 0, "end": 3, "label": ""}]
     (tmp_path / "series.prompts.jsonl").write_text("{}\n")
-    ran = memtok("segment", "series.csv", "--prompts")
+    ran = memtok("segment", "series.csv", "--prompts", "--method", "toy")
     assert (ran.code, ran.text) == (0, "start,end,label\n0,3,series.prompts.jsonl\n")
+    ran = memtok("segment", "series.csv", "--method", "toy", "width=13")
+    assert ran.code == 4 and ran.text == "start,end,label\n0,3,\n" and "1 prompts were skipped" in ran.err
 
 
 def test_evaluate_bench_and_train_take_its_recipe(memtok: Memtok, recipe: Path) -> None:  # noqa: F811

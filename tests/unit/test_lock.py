@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,21 @@ def test_the_directory_is_made_and_released_after_an_error(tmp_path: Path) -> No
         raise ValueError("stop")
     with run_lock(tmp_path / "new"):
         pass
+
+
+def test_a_file_can_be_waited_for(tmp_path: Path) -> None:
+    path, held = tmp_path / "bank", threading.Event()
+
+    def hold_a_while() -> None:
+        with lock.file_lock(path):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold_a_while)
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(Locked), lock.file_lock(path):
+        pass
+    with lock.file_lock(path, wait=30):
+        assert (tmp_path / f".bank{lock.NAME}").read_text() == str(os.getpid())
+    other.join()

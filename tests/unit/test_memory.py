@@ -134,6 +134,12 @@ def test_plain_tokens():
     back = from_tensors("cross", memory.tensors(), names=("a", "b"))
     assert isinstance(back, Tokens) and back.names == ("a", "b") and back.slots == 2
     assert torch.equal(back.tokens_MD, memory.tokens_MD)
+    beside = Tokens("cross", torch.zeros(2, 4), ("a", "b"), {"at": torch.arange(3, dtype=torch.int32)})
+    back = from_tensors("cross", beside.tensors(), names=("a", "b"))
+    assert isinstance(back, Tokens) and back.kept["at"].tolist() == [0, 1, 2]
+    assert back.nbytes == beside.nbytes == 2 * 4 * 4 + 3 * 4
+    with pytest.raises(DataError, match="cannot be called tokens_MD"):
+        Tokens("cross", torch.zeros(1, 4), (), {"tokens_MD": torch.zeros(1)})
     with pytest.raises(DataError, match="2 memory tokens but 1 names"):
         Tokens("prefix", torch.zeros(2, 4), ("a",))
     for port in ("layers", "vocab", "window"):

@@ -111,6 +111,17 @@ def test_binary_goes_out_unchanged_but_not_to_a_terminal(
     assert capfdbinary.readouterr().out == b""
 
 
+def test_binary_goes_to_the_file_that_was_named(
+    capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path
+) -> None:
+    with Sink(out=str(tmp_path / "x")) as sink:
+        sink.binary(b"\x00\xff")
+        sink.binary(b"\n")
+        assert not (tmp_path / "x").exists()
+    assert (tmp_path / "x").read_bytes() == b"\x00\xff\n"
+    assert capfdbinary.readouterr().out == f"{tmp_path / 'x'}\n".encode()
+
+
 def test_a_closed_pipe_ends_the_command_quietly() -> None:
     code = "from memtoken_cli.io.sink import Sink\ns = Sink()\nwhile True: s.row({'a': 1})"
     env = {"PYTHONPATH": str(Path(module.__file__).parents[2])}

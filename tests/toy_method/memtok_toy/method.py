@@ -12,7 +12,16 @@ from memtok_toy import SPEC
 from memtok_toy.config import Config
 from memtoken_cli.data.shots import Shots
 from memtoken_cli.engine.memory import Memory, Tokens
-from memtoken_cli.engine.method import Answer, BankCall, Budget, GenerateOptions, Made, Run
+from memtoken_cli.engine.method import (
+    Answer,
+    BankCall,
+    Budget,
+    GenerateOptions,
+    Made,
+    Run,
+    SegmentCall,
+    Segmented,
+)
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.recipe.schema import Recipe
 
@@ -74,17 +83,11 @@ class Toy:
         path.write_text(json.dumps(recipe.resolved()))
         return path
 
-    def segment(
-        self,
-        series: str,
-        prompts: str | None,
-        memory: str | None,
-        plot: Path | None,
-        config: Config,
-        run: Run,
-    ) -> Iterator[Mapping[str, Any]]:
-        lines = Path(series).read_text().splitlines()
-        yield {"start": 0, "end": len(lines), "label": prompts or ""}
+    def segment(self, call: SegmentCall, keys: Config, run: Run) -> Segmented:
+        end = len(Path(call.series).read_text().splitlines())
+        rows = {"start": 0, "end": end, "label": call.prompts or ""}
+        text = "".join(f"{','.join(map(str, values))}\n" for values in (rows, rows.values()))
+        return Segmented(iter([text]), lambda: {"rows": [rows]}, skipped=int(keys.width == 13))
 
     def bank(self, call: BankCall, keys: Config, run: Run) -> Iterator[Mapping[str, Any]]:
         yield {"action": call.action, "arguments": list(call.arguments), "width": keys.width}
