@@ -1,4 +1,5 @@
-"""memtok: memory tokens for frozen language models. `compress` and `load` are the Python front door.
+"""memtok: memory tokens for frozen language models, and for time series. `compress`, `load` and `Segmenter`
+are the Python front door.
 
 Importing this package imports nothing heavy; torch comes with the first call.
 """
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
     from .engine.backbone import CausalLM
 
 __version__ = "0.1.0"
-__all__ = ["compress", "load"]
+__all__ = ["Segmenter", "compress", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Segmenter`, of the method that answers `memtok segment`, when it is asked for."""
+    if name == "Segmenter":
+        from . import methods
+
+        return methods.front_door(methods.default_for("segment"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def compress(

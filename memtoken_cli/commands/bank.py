@@ -235,6 +235,8 @@ def _brief(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cut(value: Any, width: int | None) -> Any:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "/".join(value)
     return value[:width] if isinstance(value, str) else value
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memtoken_cli.commands.reader import Reader
     from memtoken_cli.data.shots import Query, Shots
     from memtoken_cli.engine.compare_config import EvaluateConfig
-    from memtoken_cli.engine.method import Evaluates, Measures
+    from memtoken_cli.engine.method import Evaluates, Examines, Measures
 
 EXAMPLE = "memtok evaluate prompts.memory.safetensors --data test.jsonl"
 
@@ -54,6 +54,8 @@ def evaluate(
                queries=N           at most so many records
                labels=first_token  score labels by their first token alone
                calibrate=false     no calibrated column
+               For series (a bank of prompts, a trained backend), --data is a folder:
+               task=clicks|transfer|unsup|prompts  clicks=N  k=[1,3]  smoke=true
                For a bank of procedures, --data is a folder with one in a file:
                tasks=FILE|N  test=N  prompt=query|instruction+query  negatives=FILE
                chains=FILE   max_new_tokens=N  batch=N  generate=false
@@ -84,12 +86,39 @@ def _artifact(path: str, overrides: list[str], data: str | None, model: str | No
     from memtoken_cli import methods
     from memtoken_cli.commands.artifacts import peek
 
+    if path != "-" and _examined(path, overrides, data, common):
+        return
     source = peek(path)
     own = vars(methods.config_module(source.header.method)).get("EvaluateKeys")
     if own is None:
         _queries(path, overrides, data, model, common)
     else:
         _own(source, own, overrides, data, model, common)
+
+
+def _examined(path: str, overrides: list[str], data: str | None, common: Common) -> bool:
+    """Measure an artifact of a method that opens its own; False where that is left to the engine."""
+    from memtoken_cli import methods
+    from memtoken_cli.io.artifact import read_header
+    from memtoken_cli.recipe.overrides import flat
+
+    header = read_header(path)
+    spec = methods.discover().get(header.method)
+    if spec is None or spec.needs_model or "evaluate" not in spec.verbs:
+        return False
+    schema = vars(methods.config_module(spec.name)).get("EvaluateKeys")
+    if schema is None:
+        return False
+    asked = flat(overrides, schema)
+    if data is None:
+        raise UsageError("no data to measure the artifact on", hint=f"memtok evaluate {path} --data DIR")
+    method = cast("Examines", methods.load(spec.name))
+    with common.sink() as sink:
+        run = Request.of(common, sink)
+        rows = method.examine(path, header.kind, data, asked, common.seed or 0, run)
+        sink.document({"path": path, "method": header.method, "kind": header.kind})
+        print_rows(rows, sink)
+    return True
 
 
 def _own(

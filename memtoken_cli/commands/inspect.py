@@ -1,6 +1,7 @@
 """`memtok inspect`: what an artifact holds, from its header alone. No torch."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +68,7 @@ def rows(path: str, size: int, header: "Header") -> list[list[str]]:
         ("tensors", len(header.shapes)),
         ("labels", len(labels) if isinstance(labels, list) else None),
         *sorted(about.items()),
+        *_counted(header.about),
         ("parent", header.parent and header.parent.path),
         ("digest", header.digest[:16]),
         ("made by", header.made_by),
@@ -76,3 +78,23 @@ def rows(path: str, size: int, header: "Header") -> list[list[str]]:
         for name, value in table
         if value is not None and value != ""
     ]
+
+
+def _counted(about: Mapping[str, object]) -> list[tuple[str, object]]:
+    """What a header counts by name, a line a group: `levels: {"default": {"walk": 2}}` is `default | walk
+    2`; and the names of the series that its rows are of."""
+    found: list[tuple[str, object]] = []
+    for name, counts in _groups(about.get("levels")).items():
+        if isinstance(counts, dict):
+            found.append((f"level {name}", ", ".join(f"{key} {count}" for key, count in counts.items())))
+    series = about.get("series")
+    for one in series if isinstance(series, list) else ():
+        told = _groups(one)
+        found.append(
+            (f"series {told.get('name')}", f"{told.get('rows')} rows, {told.get('prompts')} prompts")
+        )
+    return found
+
+
+def _groups(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}

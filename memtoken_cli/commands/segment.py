@@ -1,9 +1,6 @@
 """`memtok segment`: a series to the method that cuts it; nothing about series is known here."""
 
-import csv
-import io
 import os
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -12,14 +9,13 @@ import typer
 from memtoken_cli.commands.argv import AUTO, split
 from memtoken_cli.commands.choose import method_for, method_names
 from memtoken_cli.commands.options import Common, Device, Json, Keys, Quiet, Seed, Verbose
-from memtoken_cli.commands.running import Request
-from memtoken_cli.io.errors import UsageError
+from memtoken_cli.io.errors import DataError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from memtoken_cli.engine.method import Segments
-    from memtoken_cli.io.sink import Sink
+    from memtoken_cli.engine.method import Segments, Spec
 
 VERB = "segment"
+MODEL = "model="
 
 
 def _methods(incomplete: str) -> list[str]:
@@ -54,31 +50,46 @@ def segment(
     seed: Seed = None,
     device: Device = None,
 ) -> None:
-    """Cut a series into labelled segments.
+    """Cut a series into labelled segments: by a few prompts, a bank, or by itself.
 
     \b
     SERIES     a CSV file; - is standard input
-    KEY=VALUE  options of the method
+    KEY=VALUE  options of the method: rows=states, format=..., unknown=auto, ...
 
-    Rows are CSV where the series is, otherwise JSONL, as they come.
+    Prints one row a segment: CSV where the series is, otherwise JSONL. The bank
+    keeps what the prompts showed; another series reads it without a prompt.
 
     Example: memtok segment series.csv --prompts
     """
     common = Common(json, quiet, verbose, seed, device)
-    positionals, overrides = split([series, *(keys or [])])
-    spec = method_for(VERB, method, "series")
+    positionals, overrides = _words([series, *(keys or [])])
     source = _series(positionals)
     examples = sidecar(source, prompts)
     _check_files(source, examples, memory)
     from memtoken_cli import methods
-    from memtoken_cli.commands.keys import configure
+    from memtoken_cli.commands.running import Request
+    from memtoken_cli.engine.method import SegmentCall
+    from memtoken_cli.recipe.overrides import flat
 
-    config = configure(spec.name, overrides)
+    spec = _spec(method, memory, overrides)
+    module = vars(methods.config_module(spec.name))
+    chosen = flat(overrides, module.get("SegmentKeys", module["Config"]))
+    call = SegmentCall(source, examples, memory, plot, None if out == "-" else out, prompts == AUTO)
     with common.sink(out) as sink:
-        request = Request.of(common, sink)
         segments = cast("Segments", methods.load(spec.name))
-        found = segments.segment(source, examples, memory, Path(plot) if plot else None, config, request)
-        _write(found, source.endswith(".csv") and not json, sink)
+        found = segments.segment(call, chosen, Request.of(common, sink))
+        if json:
+            sink.document(found.document())
+        else:
+            for part in found.parts:
+                if isinstance(part, bytes):
+                    sink.binary(part)
+                else:
+                    sink.text(part, end="")
+        if found.skipped:
+            raise PartialFailure(
+                f"{found.skipped} prompts were skipped", hint="correct the lines named above"
+            )
 
 
 def sidecar(series: str, prompts: str | None) -> str | None:
@@ -89,6 +100,13 @@ def sidecar(series: str, prompts: str | None) -> str | None:
         raise UsageError("a bare --prompts has no file beside standard input", hint="--prompts FILE")
     path = Path(series)
     return str(path.with_name(path.stem + ".prompts.jsonl"))
+
+
+def _words(words: list[str | None]) -> tuple[list[str], list[str]]:
+    """(positionals, KEY=VALUE): a word that names a file is a positional, whatever it looks like."""
+    positionals, overrides = split(words)
+    files = [] if positionals else [word for word in overrides if os.path.isfile(word)][:1]
+    return [*positionals, *files], [word for word in overrides if word not in files]
 
 
 def _series(positionals: list[str]) -> str:
@@ -103,25 +121,20 @@ def _series(positionals: list[str]) -> str:
 def _check_files(source: str, examples: str | None, memory: str | None) -> None:
     if [source, examples, memory].count("-") > 1:
         raise UsageError("standard input can be only one of series, prompts and memory")
-    for option, path in (("", source), ("--prompts ", examples), ("--memory ", memory)):
-        if path not in (None, "-") and not os.path.exists(str(path)):
-            raise UsageError(f"no such file: {option}{path}")
+    if source != "-" and not os.path.exists(source):
+        raise DataError(f"no such file: {source}")
+    if examples not in (None, "-") and not os.path.exists(str(examples)):
+        line = """echo '{"t": 12.4, "label": "walk"}' > """
+        raise DataError(f"no such file: {examples}", hint=f"label a row first: {line}{examples}")
 
 
-def _write(rows: Iterable[Mapping[str, Any]], as_csv: bool, sink: "Sink") -> None:
-    if not as_csv:
-        for row in rows:
-            sink.row(row)
-        return
-    header: list[str] | None = None
-    for row in rows:
-        if header is None:
-            header = list(row)
-            sink.text(_csv(header), end="")
-        sink.text(_csv([row.get(key, "") for key in header]), end="")
+def _spec(method: str | None, memory: str | None, overrides: list[str]) -> "Spec":
+    """The method: the one named, or else that of the bank or of the weights file given, or the default."""
+    named = [word.removeprefix(MODEL) for word in overrides if word.startswith(MODEL)]
+    for path in (memory, *named):
+        if method is None and path not in (None, "-") and os.path.isfile(str(path)):
+            from memtoken_cli.io.artifact import read_header
 
-
-def _csv(values: Iterable[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()
+            header: Any = read_header(str(path))
+            return method_for(VERB, header.method, "series")
+    return method_for(VERB, method, "series")

@@ -11,7 +11,7 @@ import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 from memtoken_cli.engine.method import ENTRY_POINTS, Method, Spec
 from memtoken_cli.io.errors import UsageError, nearest
@@ -55,6 +55,11 @@ def _module(name: str) -> ModuleType:
 def load(name: str) -> Method:
     """The method itself (may import torch). Raises UsageError with the nearest name where there is none."""
     return cast(Method, _module(name).load())
+
+
+def front_door(name: str, part: str) -> Any:
+    """A class of the method's own Python interface. Raises AttributeError where it has none of that name."""
+    return getattr(_module(name), part)
 
 
 def config_module(name: str) -> ModuleType:

@@ -29,7 +29,9 @@ def loaded(*argv: str) -> set[str]:
     return set(json.loads(ran.stderr.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["compress", "--help"], ["bank", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["compress", "--help"], ["segment", "--help"], ["bank", "--help"]]
+)
 def test_help_imports_nothing_heavy(argv: list[str]) -> None:
     assert not loaded(*argv) & HEAVY
 

@@ -1,0 +1,151 @@
+"""The table of segmentation without prompts, beside packages that have only that, where they are installed.
+
+claspy (BSD-3) and ruptures (BSD-2) are no dependencies: without them their rows say how to get them.
+
+Shape suffixes: T rows, C channels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtoken_cli.data.labelled import Labelled
+from memtoken_cli.methods.memprompttss.exam_config import EvaluateKeys
+from memtoken_cli.metrics.intervals import paired
+from memtoken_cli.metrics.segmentation import ami, covering, cp_f1
+
+OURS = "tss"
+EXTRA = "pip install 'memtok[segmentation]'"
+Ints = NDArray[np.int64]
+Segmented = Callable[[NDArray[np.float32]], Ints]
+COLUMNS = ("covering", "ami", "cp_f1", "seconds")
+
+
+def ours(values_TC: NDArray[np.float32]) -> Ints:
+    from memtoken_cli.methods.memprompttss.unsup import segment_unsupervised
+
+    return segment_unsupervised(values_TC, None)
+
+
+def whole(values_TC: NDArray[np.float32]) -> Ints:
+    """One segment."""
+    return np.zeros(len(values_TC), dtype=np.int64)
+
+
+def claspy(values_TC: NDArray[np.float32]) -> Ints:
+    """ClaSP's change points; it tells no states, so every segment is one of its own."""
+    from claspy.segmentation import BinaryClaSPSegmentation
+
+    x = values_TC[:, 0] if values_TC.shape[1] == 1 else values_TC
+    found = BinaryClaSPSegmentation().fit_predict(x.astype(np.float64))
+    return pieces(np.asarray(found, dtype=np.int64), len(values_TC))
+
+
+def clap(values_TC: NDArray[np.float32]) -> Ints:
+    """CLaP's states, from ClaSP's change points."""
+    from claspy.segmentation import BinaryClaSPSegmentation
+    from claspy.state_detection import AgglomerativeCLaPDetection
+
+    x = (values_TC[:, 0] if values_TC.shape[1] == 1 else values_TC).astype(np.float64)
+    segmentation = BinaryClaSPSegmentation()
+    found = segmentation.fit_predict(x)
+    detection = AgglomerativeCLaPDetection()
+    return np.asarray(detection.fit_predict(x, found), dtype=np.int64)
+
+
+def pelt(values_TC: NDArray[np.float32]) -> Ints:
+    return _ruptures("Pelt", values_TC)
+
+
+def binseg(values_TC: NDArray[np.float32]) -> Ints:
+    return _ruptures("Binseg", values_TC)
+
+
+def window(values_TC: NDArray[np.float32]) -> Ints:
+    return _ruptures("Window", values_TC)
+
+
+def _ruptures(kind: str, values_TC: NDArray[np.float32]) -> Ints:
+    """Change points by an L2 cost with a penalty of 10 log T, on at most about 2,000 z-scored rows."""
+    import ruptures
+
+    T = len(values_TC)
+    step = max(1, T // 2000)
+    thin = values_TC[::step].astype(np.float64)
+    thin = (thin - thin.mean(0)) / np.maximum(thin.std(0), 1e-9)
+    search = getattr(ruptures, kind)(model="l2", min_size=5, jump=5).fit(thin)
+    found = search.predict(pen=10 * np.log(len(thin)) * thin.shape[1])
+    return pieces(np.array(found[:-1], dtype=np.int64) * step, T)
+
+
+def pieces(changes: Ints, rows: int) -> Ints:
+    """A state of its own for every segment."""
+    inside = changes[(changes > 0) & (changes < rows)]
+    return np.searchsorted(np.sort(inside), np.arange(rows), side="right").astype(np.int64)
+
+
+ENTRANTS: Mapping[str, tuple[Segmented, str | None]] = {
+    OURS: (ours, None),
+    "whole": (whole, None),
+    "claspy": (claspy, "claspy"),
+    "clap": (clap, "claspy"),
+    "pelt": (pelt, "ruptures"),
+    "binseg": (binseg, "ruptures"),
+    "window": (window, "ruptures"),
+}
+
+
+def table(
+    series: Sequence[Labelled],
+    wanted: Sequence[str],
+    keys: EvaluateKeys,
+    seed: int,
+    note: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """One row a contestant, means over series: covering, AMI over rows, F1 of change points, CPU seconds; a
+    missing package costs its row.
+
+    over_covering: what ours has over the row, with the 95 % interval of a bootstrap over series.
+    """
+    sat: dict[str, list[dict[str, Any]]] = {}
+    skipped: list[dict[str, Any]] = []
+    for name in wanted:
+        segment, package = ENTRANTS[name]
+        if package is not None and importlib.util.find_spec(package) is None:
+            skipped.append({"method": name, "skipped": EXTRA})
+            continue
+        note(f"unsup: {name}")
+        sat[name] = [marked(segment, one) for one in series]
+    rows = []
+    for name, marks in sat.items():
+        row = {"method": name, **{c: float(np.mean([m[c] for m in marks])) for c in COLUMNS}}
+        row["slowest"] = max(m["seconds"] for m in marks)
+        if OURS in sat and name != OURS:
+            for column in ("covering", "ami"):
+                gap = paired([m[column] for m in sat[OURS]], [m[column] for m in marks], seed)
+                row |= {f"over_{column}": gap.value, f"over_{column}_low": gap.low}
+                row[f"over_{column}_high"] = gap.high
+        rows.append(row | {"series": marks})
+    return [*rows, *skipped]
+
+
+def marked(segment: Segmented, series: Labelled) -> dict[str, Any]:
+    """Figures of one series."""
+    start = time.process_time()
+    found_T = segment(series.values_TC)
+    seconds = time.process_time() - start
+    truth_T = series.states_T
+    return {
+        "name": series.name,
+        "covering": covering(truth_T, found_T),
+        "ami": ami(truth_T, found_T),
+        "cp_f1": cp_f1(truth_T, found_T),
+        "seconds": seconds,
+        "states": len(np.unique(found_T)),
+    }
