@@ -229,8 +229,8 @@ def train_encoder(network: tss.Network, steps: int, seed: int, of: int | None = 
         curve.append(float(loss.detach()))
         if step % 50 == 49:
             print(
-                f"step {step + 1}: loss {np.mean(curve[-50:]):.4f} lam {float(log_lam.exp()):.2f} "
-                f"sharp {float(network.reader.sharp.exp()):.2f}",
+                f"step {step + 1}: loss {np.mean(curve[-50:]):.4f} lam {float(log_lam.detach().exp()):.2f} "
+                f"sharp {float(network.reader.sharp.detach().exp()):.2f}",
                 flush=True,
             )
     return curve
