@@ -46,6 +46,9 @@ def read_file(source: Source, keys: SeriesKeys, name: str) -> Raw:
     if found == "hdf5":
         hint = "in MATLAB: save(FILE, '-v7'), or export the columns as CSV"
         raise DataError("an HDF5 file (MATLAB 7.3) cannot be read", hint=hint, where=source.name)
+    if found == "npy":
+        hint = "numpy.savez(FILE, x=numpy.load(...)) makes an .npz of it"
+        raise DataError("a single NumPy array (.npy) cannot be read", hint=hint, where=source.name)
     kind = _KINDS.get(f".{found}") or _KINDS.get(Path(source.path).suffix.lower(), "csv")
     if found is None and kind in ("npz", "parquet"):
         hint = "whole files begin with PK (.npz) or PAR1 (.parquet); a table in text is a .csv"

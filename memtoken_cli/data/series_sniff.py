@@ -77,6 +77,7 @@ def sniff(source: Source, keys: SeriesKeys) -> Layout:
         _refuse_spaces([head, *rows[:1]], f"{source.name}:{first + after}")
     headed, notes = _header(head, rows, decimal)
     if headed:
+        head = [head[0].lstrip().lstrip("#").lstrip() or head[0], *head[1:]]  # "# t,a,b", as NumPy writes it
         names, more = unique_names(head)
         notes += more
         used = first + after

@@ -20,7 +20,14 @@ from typing import IO, Any, BinaryIO, cast
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.io.records import source_name
 
-MAGIC = {b"PK\x03\x04": "npz", b"PAR1": "parquet", b"MATLAB": "mat", b"\x89HDF": "hdf5", b"\x1f\x8b": "gzip"}
+MAGIC = {
+    b"PK\x03\x04": "npz",
+    b"PAR1": "parquet",
+    b"MATLAB": "mat",
+    b"\x89HDF": "hdf5",
+    b"\x1f\x8b": "gzip",
+    b"\x93NUMPY": "npy",
+}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,8 @@ def test_suggestions_are_prompts_to_fill_in(memtok: Memtok) -> None:  # noqa: F8
     ran = memtok("segment", "series.csv", "--memory", BANK, "rows=suggest", "suggest=2")
     found = [json.loads(line) for line in ran.text.splitlines()]
     assert 1 <= len(found) <= 2 and all(line["label"] is None and line["guess"] in NAMES for line in found)
+    unfilled = memtok("segment", "series.csv", "--prompts", "-", "--memory", BANK, stdin=ran.text)
+    assert unfilled.code == 0 and unfilled.err.count("have no label yet") == 1, unfilled.err
     filled = "".join(json.dumps({**line, "label": line["guess"]}) + "\n" for line in found)
     again = memtok("segment", "series.csv", "--prompts", "-", "--memory", BANK, stdin=filled)
     assert again.code == 0, again.err
@@ -95,6 +97,12 @@ def test_a_session_answers_line_by_line(memtok: Memtok) -> None:  # noqa: F811
     assert answers[-1]["request"] == "quit"
     rows = json.loads(memtok("inspect", BANK, "--json").text)["about"]["rows"]
     assert "p7" in [row["name"] for row in rows]
+
+
+def test_a_session_is_told_what_a_request_looks_like(memtok: Memtok) -> None:  # noqa: F811
+    ran = memtok("segment", "series.csv", "session=true", stdin="what now\n[1]\n")
+    answers = [json.loads(line) for line in ran.text.splitlines()]
+    assert [(a["ok"], a["hint"]) for a in answers] == [(False, 'such as {"segments": true}')] * 2
 
 
 def test_a_bank_of_another_model_is_refused_or_rebuilt(

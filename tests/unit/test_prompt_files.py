@@ -55,6 +55,12 @@ def test_skipped_records_are_told(tmp_path):
     assert len(said.records) == 1 and [str(e.where)[-2:] for e in said.skipped] == [":1", ":3"]
 
 
+def test_a_first_line_that_is_nothing_can_be_skipped_too(tmp_path):
+    said = parsed(tmp_path, 'walked at noon\n{"t": 1, "label": "a"}\n', bad="skip")
+    assert said.format == "jsonl" and len(said.records) == 1
+    assert [str(e.where)[-2:] for e in said.skipped] == [":1"]
+
+
 def test_many_faults_are_cut_with_their_count(tmp_path):
     error = fault(tmp_path, '{"t": 1}\n' * 30)
     assert len(error.problems) == 21 and "10 more problems" in error.problems[-1].message

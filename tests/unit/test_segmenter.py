@@ -45,6 +45,14 @@ def test_a_few_prompts_name_the_states() -> None:
     assert [s.prompts for s in found.segments] == [1, 1, 1, 0, 0, 0]
 
 
+def test_rows_of_one_token_that_were_said_to_differ_are_certain() -> None:
+    said = [{"row": 1250, "label": "rest"}, {"row": 1251, "label": "run"}, {"row": 1252, "label": "walk"}]
+    found = seg().fit(X_TC).prompt(*said).predict()
+    assert found.states_T[1250:1253].tolist() == ["rest", "run", "walk"]
+    assert found.confidence_T[1250:1253].tolist() == [1.0, 1.0, 1.0]
+    assert [s.confidence for s in found.segments if s.start_row in (1250, 1251)] == [1.0, 1.0]
+
+
 def test_an_empty_bank_is_no_bank() -> None:
     alone = seg().fit(X_TC)
     again = seg().fit(X_TC).prompt(*SAID)

@@ -45,6 +45,7 @@ LAYOUTS = {
     "spaces": "t, a ,b\n0, 1.5 ,-2\n1,2.5 , -3e-1\n2,4,0.25\n",
     "quotes": '"t","a","b"\n"0","1.5","-2"\n1,2.5,"-3e-1"\n2,4,0.25\n',
     "plus signs": "t,a,b\n0,+1.5,-2\n+1,2.5,-3e-1\n2,+4,.25\n",
+    "a remark before the names": "# t,a,b\n0,1.5,-2\n1,2.5,-3e-1\n2,4,0.25\n",
     "text column": 't,who,a,b\n0,"x, y",1.5,-2\n1,"z\n""z""",2.5,-3e-1\n2,w,4,0.25\n',
 }
 

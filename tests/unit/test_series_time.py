@@ -20,6 +20,23 @@ def read(folder: Path, times: list, values: list | None = None, name: str = "tim
 
 
 @pytest.mark.parametrize(
+    ("like", "written"),
+    [
+        ("2024-05-01T12:00:00", "2024-05-01T14:30:00.25"),
+        ("2024-05-01 12:00:00", "2024-05-01 14:30:00.25"),
+        ("2024-05-01T12:00:00.5Z", "2024-05-01T14:30:00.25Z"),
+        ("2024-05-01 12:00:00+02:00", "2024-05-01 16:30:00.25+02:00"),
+        ("2024-05-01T12:00:00-03:30", "2024-05-01T11:00:00.25-03:30"),
+        ("", "2024-05-01T14:30:00.25Z"),
+    ],
+)
+def test_a_time_is_written_like_its_neighbours(like, written):
+    seconds = series_time.parse_iso("2024-05-01T14:30:00.25Z")
+    assert series_time.format_like(seconds, like) == written
+    assert series_time.parse_iso(written) == seconds
+
+
+@pytest.mark.parametrize(
     ("text", "seconds"),
     [
         ("1970-01-01", 0),

@@ -63,6 +63,7 @@ def segments_of(level: Level, series: Series, stride: int, evidence: Evidence | 
     """A level's runs over the file's rows."""
     states_T = series.on_rows(level.states_T)
     clock = _Clock(series)
+    named_T = _named(level, len(series))
     points = np.array(sorted(prompt.start for prompt in level.own), np.int64)
     out = []
     for a, b in runs(states_T).tolist():
@@ -71,7 +72,8 @@ def segments_of(level: Level, series: Series, stride: int, evidence: Evidence | 
         tokens = first // stride, (last - 1) // stride + 1
         sure = None
         if k >= 0 and level.p_NK is not None:
-            sure = round(float(level.p_NK[slice(*tokens), k].mean(dtype=np.float64)), 4)
+            share = float(named_T[first:last].mean())  # within a token, what was said may be all that tells
+            sure = round(max(float(level.p_NK[slice(*tokens), k].mean(dtype=np.float64)), share), 4)
         held = int(np.searchsorted(points, last) - np.searchsorted(points, first))
         why = tuple(evidence(level.source or level.name, *tokens)) if evidence is not None and k >= 0 else ()
         state = level.labels[k] if k >= 0 else ""
@@ -184,24 +186,30 @@ def state_text(series: Series, levels: Sequence[Level], stride: int, as_csv: boo
 
 def prompted(series: Series, levels: Sequence[Level]) -> np.ndarray:
     """[T] bool: rows that a label prompt of some level names."""
-    in_hand_T = np.zeros(len(series), bool)
-    for level in levels:
-        for prompt in level.own:
-            if prompt.type == "label":
-                in_hand_T[prompt.start : prompt.end] = True
-    return series.on_rows(in_hand_T)
+    return series.on_rows(np.any([_named(level, len(series)) for level in levels], axis=0))
+
+
+def _named(level: Level, rows: int) -> np.ndarray:
+    """[T] bool: rows in hand that a label prompt of this level names."""
+    named_T = np.zeros(rows, bool)
+    for prompt in level.own:
+        if prompt.type == "label":
+            named_T[prompt.start : prompt.end] = True
+    return named_T
 
 
 def confidence_of(
     series: Series, level: Level, stride: int, start: int = 0, end: int | None = None
 ) -> np.ndarray:
-    """[rows] float32: how sure the chain is of each row's state; NaN where it has none."""
+    """[rows] float32: how sure the chain is of each row's state; NaN where it has none. A row that a label
+    names is certain, also where another row of its token got another one."""
     end = series.rows if end is None else min(end, series.rows)
     at_T = np.arange(start, end) if series.origin_T is None else series.origin_T[start:end]
     states_T = level.states_T[at_T]
     if level.p_NK is None:
         return np.full(len(states_T), np.nan, np.float32)
     sure_T = level.p_NK[np.minimum(at_T // stride, len(level.p_NK) - 1), states_T]
+    sure_T[_named(level, len(series))[at_T]] = 1.0
     return np.where(states_T >= 0, sure_T, np.float32(np.nan))
 
 

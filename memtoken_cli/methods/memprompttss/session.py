@@ -41,7 +41,7 @@ def _answered(seg: Segmenter, memory: str | None, line: bytes, where: str) -> tu
     """(the answer, whether the session ends)."""
     tag: dict[str, Any] = {}
     try:
-        request = parse_object(decode(line, where), where)
+        request = _parsed(line, where)
         tag = {ID: request.pop(ID)} if ID in request else {}
         if len(request) != 1:
             raise DataError("a request has one key", hint=" ".join((*_ACTIONS, QUIT)), where=where)
@@ -58,6 +58,14 @@ def _answered(seg: Segmenter, memory: str | None, line: bytes, where: str) -> tu
         return {**tag, "ok": False, "error": error.message, "hint": error.hint}, False
     except OSError as error:
         return {**tag, "ok": False, "error": str(error), "hint": None}, False
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
+    text = decode(line, where)
+    try:
+        return parse_object(text, where)
+    except DataError as error:
+        raise DataError(error.message, hint='such as {"segments": true}', where=where) from None
 
 
 def _prompt(seg: Segmenter, value: Any, memory: str | None) -> dict[str, Any]:
