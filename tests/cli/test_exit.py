@@ -108,7 +108,12 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def start(tmp_path: Path, *argv: str, **streams: int) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "memtoken_cli", *argv]
-    return subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), **streams)
+    # a shell starts background jobs with SIGINT ignored, and children inherit that
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), **streams)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
