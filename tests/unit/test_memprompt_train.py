@@ -6,11 +6,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_memprompt import BACKENDS, Here, recipe
 
 from memtoken_cli.io.artifact import read_header
 from memtoken_cli.io.errors import UsageError
@@ -18,43 +18,6 @@ from memtoken_cli.methods.memprompttss.learn import renamed
 from memtoken_cli.methods.memprompttss.paper_exam import exam
 from memtoken_cli.methods.memprompttss.placement import CORRECT, LABEL, say, stacked
 from memtoken_cli.methods.memprompttss.train import open_trained, train
-from memtoken_cli.recipe.schema import Recipe, load
-
-RECIPES = Path(__file__).parents[2] / "recipes" / "memprompttss"
-BACKENDS = ("memprompt", "prompttss")
-TINY = [
-    "data.generated.series=6",
-    "data.generated.rows=192",
-    "data.generated.channels=2",
-    "data.generated.states=3",
-    "data.seeds=1",
-    "data.paper.iterations=2",
-    "memprompttss.width=16",
-    "memprompttss.blocks=2",
-    "memprompttss.encoder_layers=1",
-    "memprompttss.rows=32",
-    "memprompttss.windows=3",
-    "train.epochs=1",
-    "train.batch=2",
-    "train.iterations=2",
-    "train.save_every=3",
-    "train.log_every=1",
-]
-
-
-def recipe(*more: str) -> Recipe:
-    return load(RECIPES / "tiny.yaml", [*TINY, *more])
-
-
-@dataclass
-class Here:
-    out: Path
-    fresh: bool = False
-    device: str | None = "cpu"
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")

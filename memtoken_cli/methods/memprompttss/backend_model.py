@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memtoken_cli.data.prompts import DEFAULT_LEVEL, Prompt
 from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.methods.memprompttss.hand import stride_for
 from memtoken_cli.methods.memprompttss.memprompt import MemPrompt
 from memtoken_cli.methods.memprompttss.model import Encoded, Unary, Written
 from memtoken_cli.methods.memprompttss.placement import BOUNDARY, CORRECT, LABEL, WRONG
@@ -26,7 +27,6 @@ from memtoken_cli.methods.memprompttss.train import Trained, open_trained
 from memtoken_cli.methods.memprompttss.windows import Geometry
 
 FEATURES = 1  # version of what stands in an encoded series
-STRIDE, SHORT = 8, 4000  # rows a token; shorter series have finer ones
 BATCH = 32  # windows read at once
 LAMBDA = 4.0  # nats that a switch costs
 STRANGE = 0.5  # a token is unknown where the likeliest class has less than half
@@ -54,7 +54,7 @@ class BackendModel:
         return FEATURES
 
     def stride_for(self, rows: int) -> int:
-        return STRIDE if rows >= SHORT else max(1, rows // 500)
+        return stride_for(rows)
 
     def labels(self, level: str) -> tuple[str, ...]:
         """The classes of a level by name, in the order of the outputs. Raises DataError."""

@@ -19,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from memtoken_cli.methods.memprompttss.hand import centres, halo, hand_features
+from memtoken_cli.methods.memprompttss.hand import SHORT, centres, halo, hand_features, stride_for
 from memtoken_cli.methods.memprompttss.model import Encoded
 
 BLOCK = 65_536  # rows: the canonical unit, whatever unit a series was read in
 PATCH = 16
 COARSE = 4  # the second rate: one row for so many
 WINDOWS = (16, 64, 256)
-SHORT, STRIDE = 4000, 8
 PER_WINDOW = (5, 7, 7)  # hand features of each window
 INPUTS = PATCH + 2 * sum(PER_WINDOW)
 DILATIONS = (1, 3, 9, 27)
@@ -70,11 +69,6 @@ class Encoder(nn.Module):
             mixed_BDN = convolution(norm(x_BND).transpose(1, 2))
             x_BND = x_BND + nn.functional.gelu(mixed_BDN).transpose(1, 2)
         return self.out(x_BND)
-
-
-def stride_for(rows: int) -> int:
-    """Rows a token, for a series of this length."""
-    return STRIDE if rows >= SHORT else max(1, rows // 500)
 
 
 def windows_for(rows: int) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ PARTS = 5  # components of an interval at most
 HALF = 0.5  # of a state's nearest component against its mean
 PULL = 0.1  # C of the head
 WHOLE = 65_536  # tokens at once, so that memory does not grow with prompts times tokens
-BLOCK = 8192  # tokens at once
+BLOCK = 8192  # the same where they meet every component: such a block stays in the cache
 # of the scatter towards a multiple of the identity: a head weighs features itself, a distance cannot
 NEAR_SHRINK, HEAD_SHRINK = 0.2, 0.5
 
@@ -141,7 +141,7 @@ def head(space: View, told: Told, features: Sequence[Tensor]) -> Said:
     white_MF = metric.applied(space.root, x_MF) / space.scale
     fitted = Logistic.fit(white_MF, told.slot_P[owner_M], owner_M, told.K, C=PULL)
     pull_FK = metric.applied(space.root.transpose(-1, -2), fitted.weight_FK.T).T / space.scale
-    logit = torch.cat([x.float() @ pull_FK for x in space.x_NF.split(65_536)]) + fitted.bias_K
+    logit = torch.cat([x.float() @ pull_FK for x in space.x_NF.split(WHOLE)]) + fitted.bias_K
     left_MK = fitted.leave_out()
     left_PK = torch.stack([-part.mean(0) for part in left_MK.split([len(x) for x in features])])
     return Said(-logit.log_softmax(1), left_PK)

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from memtoken_cli.data.prompts import Prompt
 from memtoken_cli.io import artifact
 from memtoken_cli.io.errors import DataError
-from memtoken_cli.methods.memprompttss import encode, experts, mix, order
+from memtoken_cli.methods.memprompttss import encode, experts, metric, mix, order
 from memtoken_cli.methods.memprompttss.experts import Told, View
-from memtoken_cli.methods.memprompttss.hand import VERSION
+from memtoken_cli.methods.memprompttss.hand import VERSION, stride_for
 from memtoken_cli.methods.memprompttss.model import Encoded, Unary, Written
 from memtoken_cli.methods.memprompttss.read import TYPES, Reader
 
@@ -59,10 +59,10 @@ class Tss:
 
     def __post_init__(self) -> None:
         self.network.eval()
-        self._views: WeakKeyDictionary[Encoded, dict[tuple[str, ...], View]] = WeakKeyDictionary()
+        self._views: WeakKeyDictionary[Encoded, dict[str, View]] = WeakKeyDictionary()
 
     def stride_for(self, rows: int) -> int:
-        return encode.stride_for(rows)
+        return stride_for(rows)
 
     def encode(self, values_TC: np.ndarray, gap_T: np.ndarray, channels: Sequence[str]) -> Encoded:
         return encode.encode(self.network.encoder, values_TC, gap_T, channels)
@@ -111,7 +111,7 @@ class Tss:
         space, features = self._space(encoded, rows)
         x_QF, owner_Q = experts.components(features)
         mean_1F = space.x_NF[start:end].float().mean(0, keepdim=True)
-        apart_Q = experts.metric.distances(mean_1F, x_QF, space.inverse)[0]
+        apart_Q = metric.distances(mean_1F, x_QF, space.inverse)[0]
         near_P = torch.full((len(rows),), torch.inf).scatter_reduce(0, owner_Q, apart_Q, "amin") / 2
         token_PD = torch.stack([row.token_D for row in rows])
         with torch.no_grad():
@@ -135,8 +135,8 @@ class Tss:
         rows = [row for row in written if row.prompt.level == level and row.prompt.type == "label"]
         space, features = self._space(encoded, rows)
         x_QF, _ = experts.components(features)
-        apart_NQ = experts.metric.distances(space.x_NF, x_QF, space.inverse)
-        own_N = experts.metric.lengths(space.x_NF, space.inverse)
+        apart_NQ = metric.distances(space.x_NF, x_QF, space.inverse)
+        own_N = metric.lengths(space.x_NF, space.inverse)
         return (apart_NQ.amin(1) + own_N).clamp(min=0) / space.x_NF.shape[1], self.strange
 
     def _written(self, encoded: Encoded, prompt: Prompt, series: str) -> Written:
@@ -177,13 +177,13 @@ class Tss:
         views = self._views.setdefault(encoded, {})
         hands = [self._aligned(row, encoded) for row in rows]
         if any(hand is None for hand in hands):
-            if ("embed",) not in views:
-                views["embed",] = experts.view(encoded.embed_NE, encoded.gap_N, 1)
-            return views["embed",], [row.embed_ME for row in rows]
-        if ("hand",) not in views:
+            if "embed" not in views:
+                views["embed"] = experts.view(encoded.embed_NE, encoded.gap_N, 1)
+            return views["embed"], [row.embed_ME for row in rows]
+        if "hand" not in views:
             assert encoded.hand_NF is not None
-            views["hand",] = experts.view(encoded.hand_NF, encoded.gap_N, len(encoded.channels))
-        return views["hand",], [hand for hand in hands if hand is not None]
+            views["hand"] = experts.view(encoded.hand_NF, encoded.gap_N, len(encoded.channels))
+        return views["hand"], [hand for hand in hands if hand is not None]
 
     def _aligned(self, row: Written, encoded: Encoded) -> Tensor | None:
         """A prompt's hand features in the order of this series' channels, or None where they differ."""
