@@ -22,14 +22,16 @@ WIDE = (torch.float32, torch.float64)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
-def rate(lr: float, index: int, steps: int, warmup: int, decay: Decay) -> float:
-    """The learning rate of step `index` (from 0) of `steps`: a linear warm-up, then `decay` towards zero."""
+def rate(lr: float, index: int, steps: int, warmup: int, decay: Decay, floor: float = 0.0) -> float:
+    """The learning rate of step `index` (from 0) of `steps`: a linear warm-up, then `decay` towards the
+    share `floor` of it."""
     if index < warmup:
         return lr * (index + 1) / warmup
     done = (index - warmup) / max(1, steps - warmup)
-    if decay == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * done))
-    return lr * (1 - done) if decay == "linear" else lr
+    if decay == "constant":
+        return lr
+    left = 0.5 * (1 + math.cos(math.pi * done)) if decay == "cosine" else 1 - done
+    return lr * (floor + (1 - floor) * left)
 
 
 def master(parameter: Parameter) -> Tensor:

@@ -23,7 +23,7 @@ from memtoken_cli.engine.adam import Adam, master, norm, rate
 from memtoken_cli.engine.checkpoint import Checkpoint, RunDir
 from memtoken_cli.engine.dist import World, fill_, tree, whole
 from memtoken_cli.engine.stopping import Interrupted, Terminated, signals
-from memtoken_cli.engine.task import At, Loss, Observes, Paces, Phase, Task, Validates
+from memtoken_cli.engine.task import At, Enough, Loss, Observes, Paces, Phase, Task, Validates
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.progress import bar
 
@@ -123,7 +123,10 @@ class _Loop:
             for step in bar(range(resumed + 1, self.total + 1), "train", total=self.total - resumed):
                 at, phase = self._at(step)
                 self._enter(at, phase)
-                self._advance(at, phase)
+                try:
+                    self._advance(at, phase)
+                except Enough:
+                    break
                 asked = max(self.world.gather(stop()))
                 due = step % self.save_every == 0 or at.index + 1 == at.steps
                 if due or asked:
@@ -134,8 +137,8 @@ class _Loop:
                         f"interrupted after step {step} of {self.total}, saved",
                         hint="run the same command again: it goes on from there",
                     )
-        ran = self.total - resumed
-        return FitResult(self.total, ran, self.skipped, self.last, time.monotonic() - began)
+        ran = self.step - resumed
+        return FitResult(self.step, ran, self.skipped, self.last, time.monotonic() - began)
 
     def _at(self, step: int) -> tuple[At, Phase]:
         index = step - 1
@@ -162,7 +165,7 @@ class _Loop:
         for x in gradients.values():
             x.div_(max(count, 1.0))
         length = norm(list(gradients.values()))
-        lr = rate(phase.lr, at.index, at.steps, phase.warmup, phase.decay)
+        lr = rate(phase.lr, at.index, at.steps, phase.warmup, phase.decay, phase.floor)
         if isinstance(self.task, Paces):
             lr *= self.task.pace(at)
         means = {name: s / c if c else math.nan for name, (s, c) in sums.items()}

@@ -9,6 +9,7 @@ Shape suffixes: B rows, T tokens, W wanted columns, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.progress import silence_third_party
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<s>", "</s>"
+# what writes into the residual stream; transformers scales GPT-2's own
+RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 class Size(Protocol):
@@ -56,11 +59,19 @@ class Size(Protocol):
     @property
     def kv_heads(self) -> int | None: ...
     @property
+    def head_dim(self) -> int | None: ...
+    @property
     def ffn(self) -> int | None: ...
     @property
     def vocab(self) -> int | None: ...
     @property
     def context(self) -> int: ...
+    @property
+    def init_std(self) -> float | None: ...
+    @property
+    def scale_residual(self) -> bool: ...
+    @property
+    def tie(self) -> bool: ...
 
 
 class Schedule(Protocol):
@@ -75,6 +86,8 @@ class Schedule(Protocol):
     @property
     def decay(self) -> Decay: ...
     @property
+    def decay_to(self) -> float: ...
+    @property
     def weight_decay(self) -> float: ...
     @property
     def clip(self) -> float: ...
@@ -82,8 +95,15 @@ class Schedule(Protocol):
     def betas(self) -> tuple[float, float]: ...
 
 
-def new_backbone(size: Size, vocabulary: Sequence[str], seed: int, name: str = "new") -> CausalLM:
-    """A model with random weights and a tokenizer of whole words: `vocabulary` in id order.
+def new_backbone(
+    size: Size,
+    vocabulary: Sequence[str],
+    seed: int,
+    name: str = "new",
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> CausalLM:
+    """A model with random weights. `vocabulary`: its words in id order, at which the tokenizer splits
+    unless another is given.
 
     Raises UsageError where `size.vocab` has no room for the vocabulary.
     """
@@ -93,7 +113,7 @@ def new_backbone(size: Size, vocabulary: Sequence[str], seed: int, name: str = "
     pad, start, end = (list(vocabulary).index(word) for word in (PAD, START, END))
     ids = {"vocab_size": rows, "pad_token_id": pad, "bos_token_id": start, "eos_token_id": end}
     model = _model(size, ids, seed)
-    return CausalLM(model, word_tokenizer(vocabulary), name)
+    return CausalLM(model, tokenizer or word_tokenizer(vocabulary), name)
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -128,33 +148,48 @@ def _model(size: Size, ids: dict[str, Any], seed: int) -> PreTrainedModel:
             "num_attention_heads": size.heads,
             "num_key_value_heads": size.kv_heads or size.heads,
             "max_position_embeddings": size.context,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": size.tie,
         }
     )
-    head = size.width // size.heads
     with torch.random.fork_rng():
         torch.manual_seed(seeds.derive(seed, "new model"))
-        if size.new == "llama":
-            return LlamaForCausalLM(LlamaConfig(**common))
-        if size.new == "qwen3":
-            return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=head))
-        if size.new == "gemma3":
-            whole = {"layer_types": ["full_attention"] * size.layers, "query_pre_attn_scalar": head}
-            return Gemma3ForCausalLM(Gemma3TextConfig(**common, head_dim=head, **whole))
-        if size.new == "gpt2":
-            config = GPT2Config(
-                **ids,
-                **spread,
-                n_embd=size.width,
-                n_inner=common["intermediate_size"],
-                n_layer=size.layers,
-                n_head=size.heads,
-                n_positions=size.context,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-            )
-            return GPT2LMHeadModel(config)
+        model = _family(size, ids, spread, common)
+        if size.init_std is not None:
+            torch.nn.init.normal_(model.get_input_embeddings().weight, std=size.init_std)
+    if size.scale_residual:
+        with torch.no_grad():
+            for key, weight in model.named_parameters():
+                if key.endswith(RESIDUAL):
+                    weight.div_(math.sqrt(2 * size.layers))
+    return model
+
+
+def _family(
+    size: Size, ids: dict[str, Any], spread: dict[str, Any], common: dict[str, Any]
+) -> PreTrainedModel:
+    head = size.head_dim or size.width // size.heads
+    if size.new == "llama":
+        return LlamaForCausalLM(LlamaConfig(**common, head_dim=head))
+    if size.new == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**common, head_dim=head))
+    if size.new == "gemma3":
+        whole = {"layer_types": ["full_attention"] * size.layers, "query_pre_attn_scalar": head}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**common, head_dim=head, **whole))
+    if size.new == "gpt2":
+        config = GPT2Config(
+            **ids,
+            **spread,
+            n_embd=size.width,
+            n_inner=common["intermediate_size"],
+            n_layer=size.layers,
+            n_head=size.heads,
+            n_positions=size.context,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            tie_word_embeddings=size.tie,
+        )
+        return GPT2LMHeadModel(config)
     raise UsageError(f"new: {size.new} is not a family", hint="new: llama, gpt2, qwen3 or gemma3")
 
 
@@ -202,6 +237,7 @@ class Pretraining:
                 said.weight_decay,
                 said.clip or None,
                 said.betas,
+                said.decay_to,
             ),
         )
 

@@ -28,7 +28,7 @@ class Phase:
         parameters: what moves, by a name that means the same parameter in every phase; all others of the
             task's parameters are frozen meanwhile.
         warmup: steps of linear warm-up. clip: the largest gradient norm, or None.
-        weight_decay: on matrices and larger only.
+        weight_decay: on matrices and larger only. floor: the share of `lr` that the rate ends at.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Phase:
     weight_decay: float = 0.01
     clip: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
+    floor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,10 @@ class Loss:
     total: Tensor
     count: float
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+class Enough(Exception):
+    """Raised by `observe` or `validate`: training has reached what was asked and ends with this step."""
 
 
 class Task(Protocol):

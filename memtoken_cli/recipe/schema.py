@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +25,8 @@ from memtoken_cli.recipe.sections import DataSection, NamedModel, NewModel, Sect
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe. `config`, `data` and `train` are the method's Config, DataConfig and TrainConfig."""
+    """A checked recipe. `config`, `data` and `train` are the method's Config, DataConfig and TrainConfig;
+    `own`: its further sections by name, the config module's SECTIONS."""
 
     method: str
     seed: int
@@ -35,6 +36,7 @@ class Recipe:
     train: Any
     expect: dict[str, float] = field(default_factory=dict)
     source: str = "<recipe>"
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def resolved(self) -> dict[str, Any]:
         """Every value, defaults included, as plain JSON: what the lock file and the digest hold."""
@@ -44,6 +46,7 @@ class Recipe:
             "model": _plain(self.model),
             "data": _plain(self.data),
             self.method: _plain(self.config),
+            **{name: _plain(section) for name, section in self.own.items()},
             "train": _plain(self.train),
             "expect": dict(self.expect),
         }
@@ -98,6 +101,7 @@ def compose(name: str, module: ModuleType, model: type[Section] = NamedModel) ->
         "train": (train, _default(train)),
         "expect": (dict[str, float], Field(default_factory=dict)),
         name: (config, _default(config)),
+        **{key: (section, _default(section)) for key, section in own.get("SECTIONS", {}).items()},
     }
     return cast(type[BaseModel], create_model("Recipe", __base__=Section, **fields))
 
@@ -160,6 +164,7 @@ def _validate(
         train=values["train"],
         expect=values["expect"],
         source=document.source,
+        own={key: values[key] for key in vars(methods.config_module(name)).get("SECTIONS", {})},
     )
 
 

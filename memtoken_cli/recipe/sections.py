@@ -23,7 +23,7 @@ class TrainSection(Section):
         batch: examples a step, over all processes.
         lr: the peak learning rate.
         warmup: the share of the steps that the rate rises from zero.
-        decay: what it does after that.
+        decay: what it does after that. decay_to: the share of the peak that it ends at.
         clip: the largest gradient norm; 0 for none.
         betas: AdamW's.
         save_every, log_every: in steps.
@@ -34,6 +34,7 @@ class TrainSection(Section):
     lr: float = Field(default=1e-3, gt=0)
     warmup: float = Field(default=0.02, ge=0, le=1)
     decay: Literal["cosine", "linear", "constant"] = "cosine"
+    decay_to: float = Field(default=0.0, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
     clip: float = Field(default=1.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
@@ -66,9 +67,13 @@ class NewModel(Section):
     """`model: {new: ...}`: a small causal LM with fresh weights, trained first if `pretrain` says so.
 
     Attributes:
-        layers, width, heads, kv_heads, ffn: its size; kv_heads is `heads` and ffn 4 x width where left out.
+        layers, width, heads, kv_heads, head_dim, ffn: its size; left out, kv_heads is `heads`, head_dim
+            width / heads and ffn 4 x width.
         vocab: rows of the embedding; left out: as many as the tokenizer or the task has.
         context: the longest sequence, in tokens.
+        init_std: of the embeddings at the start; left out: as of the other matrices, 1/sqrt(width).
+        scale_residual: start the matrices that write into the residual stream smaller, by 1/sqrt(2 x layers).
+        tie: embeddings and LM head are one matrix.
     """
 
     # not qwen2: transformers reads each such folder with that family's own tokenizer
@@ -77,17 +82,21 @@ class NewModel(Section):
     width: int = Field(ge=1)
     heads: int = Field(ge=1)
     kv_heads: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=2)
     ffn: int | None = Field(default=None, ge=1)
     vocab: int | None = Field(default=None, ge=2)
-    context: int = Field(ge=2)
+    context: int = Field(default=2048, ge=2)
+    init_std: float | None = Field(default=None, gt=0)
+    scale_residual: bool = False
+    tie: bool = True
     pretrain: TrainSection | None = None
 
     @model_validator(mode="after")
     def _divides(self) -> NewModel:
-        if self.width % self.heads:
+        if self.head_dim is None and self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
-        if self.new == "gpt2" and self.kv_heads not in (None, self.heads):
-            raise ValueError("gpt2 has as many kv_heads as heads")
+        if self.new == "gpt2" and (self.kv_heads not in (None, self.heads) or self.head_dim is not None):
+            raise ValueError("gpt2 has as many kv_heads as heads, each of width / heads")
         return self

@@ -84,7 +84,7 @@ class Compression:
         t = self.train
         warmup = round(t.warmup * steps)
         clip = t.clip or None
-        return Phase(name, steps, lr, parameters, warmup, t.decay, t.weight_decay, clip, t.betas)
+        return Phase(name, steps, lr, parameters, warmup, t.decay, t.weight_decay, clip, t.betas, t.decay_to)
 
     def _read(self, written: Written, part: Batch) -> Tensor:
         place_BU = written.next_B[:, None] + part.offset_BU
