@@ -77,13 +77,13 @@ def header_for(
     )
 
 
-def peek(path: str) -> Source:
-    """One artifact's bytes and header, no torch; "-" is standard input. Raises DataError where it holds no
-    memory."""
+def peek(path: str, data: bytes | None = None) -> Source:
+    """One artifact's bytes (`data`, where they are read already) and header, no torch; "-" is standard input.
+    Raises DataError where it holds no memory."""
     from memtoken_cli.io import artifact
     from memtoken_cli.io.records import source_name
 
-    data = artifact.content(path)
+    data = artifact.content(path) if data is None else data
     header = artifact.read_header(data, name=source_name(path))
     if header.kind != "memory" or header.port is None:
         raise DataError(

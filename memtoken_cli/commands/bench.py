@@ -34,6 +34,8 @@ def bench(
     \b
     RECIPE     YAML files
     KEY=VALUE  replaces a key in all of them: data.path=test.jsonl
+               For recurrent memories: policies=[rmt,xl]  lengths=[4096,65536]  plot=FILE
+               quality=true        train all policies alike, and test them
 
     Exits with 4 where a row is below what its recipe expects.
 
@@ -59,6 +61,8 @@ def bench(
             print_rows(rows, sink)
             for recipe in group:
                 own = [row for row in rows if row.get("recipe", recipe.source) == recipe.source]
+                if own and all(row.get("table") == "speed" for row in own):
+                    continue  # nothing was tested that could be expected
                 for line in unmet(recipe.expect, own, name):
                     problems.add(PartialFailure(line, where=recipe.source))
     problems.raise_any()

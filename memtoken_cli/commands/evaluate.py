@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memtoken_cli.commands.reader import Reader
     from memtoken_cli.data.shots import Query, Shots
     from memtoken_cli.engine.compare_config import EvaluateConfig
-    from memtoken_cli.engine.method import Evaluates, Examines, Measures
+    from memtoken_cli.engine.method import Evaluates, Examines
 
 EXAMPLE = "memtok evaluate prompts.memory.safetensors --data test.jsonl"
 
@@ -47,7 +47,7 @@ def evaluate(
 
     \b
     RECIPE     a YAML file whose run is finished
-    ARTIFACT   a memory; needs --data
+    ARTIFACT   a memory; needs --data. Or a trained recurrent memory
     KEY=VALUE  replaces a key of the recipe; for an artifact:
                shots=FILE          the shots it was made of: adds the whole prompt, fewer
                                    shots at the same budget and agreement
@@ -59,6 +59,8 @@ def evaluate(
                For a bank of procedures, --data is a folder with one in a file:
                tasks=FILE|N  test=N  prompt=query|instruction+query  negatives=FILE
                chains=FILE   max_new_tokens=N  batch=N  generate=false
+               For a recurrent memory, on its own task or another:
+               task.KEY=VALUE  sizes=[24,48]  teacher=true  tests=N  plot=FILE
 
     Example: memtok evaluate prompts.memory.safetensors --data test.jsonl
     """
@@ -86,7 +88,7 @@ def _artifact(path: str, overrides: list[str], data: str | None, model: str | No
     from memtoken_cli import methods
     from memtoken_cli.commands.artifacts import peek
 
-    if path != "-" and _examined(path, overrides, data, common):
+    if path != "-" and _examined(path, overrides, data, model, common):
         return
     source = peek(path)
     own = vars(methods.config_module(source.header.method)).get("EvaluateKeys")
@@ -96,21 +98,27 @@ def _artifact(path: str, overrides: list[str], data: str | None, model: str | No
         _own(source, own, overrides, data, model, common)
 
 
-def _examined(path: str, overrides: list[str], data: str | None, common: Common) -> bool:
-    """Measure an artifact of a method that opens its own; False where that is left to the engine."""
+def _examined(path: str, overrides: list[str], data: str | None, model: str | None, common: Common) -> bool:
+    """Measure an artifact of a method that opens its own; False where that is left to the engine.
+
+    Where the method's keys have a path, a model or a seed, the options set those, and --data may be left out.
+    """
     from memtoken_cli import methods
     from memtoken_cli.io.artifact import read_header
     from memtoken_cli.recipe.overrides import flat
 
     header = read_header(path)
     spec = methods.discover().get(header.method)
-    if spec is None or spec.needs_model or "evaluate" not in spec.verbs:
+    if spec is None or "evaluate" not in spec.verbs:
         return False
     schema = vars(methods.config_module(spec.name)).get("EvaluateKeys")
-    if schema is None:
+    # one that answers through a language model opens its trained models, and leaves memories to the engine
+    if schema is None or (spec.needs_model and header.kind != "model"):
         return False
-    asked = flat(overrides, schema)
-    if data is None:
+    given = {"path": data, "model": model, "seed": common.seed}
+    options = [f"{k}={v}" for k, v in given.items() if v is not None and k in schema.model_fields]
+    asked = flat([*overrides, *options], schema)
+    if data is None and "path" not in schema.model_fields:
         raise UsageError("no data to measure the artifact on", hint=f"memtok evaluate {path} --data DIR")
     method = cast("Examines", methods.load(spec.name))
     with common.sink() as sink:
@@ -132,17 +140,23 @@ def _own(
     """A memory that its method measures by itself."""
     from memtoken_cli import methods
     from memtoken_cli.commands.artifacts import backbone_for, check_backbone, open_memory
+    from memtoken_cli.engine.method import Measures
     from memtoken_cli.recipe.overrides import flat
 
     header = source.header
     spec = method_for("evaluate", header.method)
     asked = flat(overrides, schema)
+    method = methods.load(spec.name)
+    if not isinstance(method, Measures):
+        raise UsageError(
+            f"{source.path} is a memory of {header.method}, which evaluates trained models",
+            hint="memtok evaluate MODEL, the artifact that it was made with",
+        )
     if data is None:
         raise UsageError(
             "no data to measure the artifact on", hint=f"memtok evaluate {source.path} --data DIR"
         )
     opened = open_memory(source)
-    method = cast("Measures", methods.load(spec.name))
     backbone = backbone_for(spec, model or (header.model.name if header.model else ""), common)
     check_backbone(opened, backbone)
     with common.sink() as sink:

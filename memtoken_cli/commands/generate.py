@@ -61,6 +61,13 @@ def generate(
                max_new_tokens=N  temperature=X  constrain=none  batch=N
                trace=true          tell the routes on standard error
                input=FILE.jsonl    records {"prompt", "procedures"?, "allow"?}
+               For a recurrent memory, a trained model or a session (- is text without
+               end, --out the session's file, which a later --memory goes on with):
+               max_new_tokens=0    only read, print the path of --out
+               save_every=N        write --out again each N segments
+               suffix=TEXT  template=chat  errors=replace  reset=true
+               any sampling field of transformers' GenerationConfig; penalties of
+               repetition see the last history=2048 tokens
 
     Example: memtok generate "where is my card?" --memory prompts.memory.safetensors
     """
@@ -69,9 +76,14 @@ def generate(
     text = _prompt(positionals, memory or [], any(o.startswith("input=") for o in overrides))
     from memtoken_cli.commands.artifacts import peek
     from memtoken_cli.commands.keys import generate_keys
+    from memtoken_cli.commands.streaming import head, stream
     from memtoken_cli.recipe.overrides import flat
 
-    sources = [peek(path) for path in memory or []]
+    heads = [head(path) for path in memory or []]
+    if any(one.streams for one in heads):
+        stream(heads, text, overrides, out, model, common)
+        return
+    sources = [peek(one.path, one.data) for one in heads]
     asked: Asked = cast("Asked", flat(overrides, generate_keys(sources[0].header.method)))
     if text is not None and asked.input is not None:
         raise UsageError("both a prompt and input= are given", hint="leave one of them out")

@@ -82,8 +82,10 @@ def rows(path: str, size: int, header: "Header") -> list[list[str]]:
 
 def _counted(about: Mapping[str, object]) -> list[tuple[str, object]]:
     """What a header counts by name, a line a group: `levels: {"default": {"walk": 2}}` is `default | walk
-    2`; and the names of the series that its rows are of."""
+    2`; how far a session has read; and the names of the series that its rows are of."""
     found: list[tuple[str, object]] = []
+    read = [f"{count} {name}" for name, count in _groups(about.get("counts")).items()]
+    found.append(("read", ", ".join(read)))
     for name, counts in _groups(about.get("levels")).items():
         if isinstance(counts, dict):
             found.append((f"level {name}", ", ".join(f"{key} {count}" for key, count in counts.items())))

@@ -14,6 +14,8 @@ from memtoken_cli.io.errors import UsageError
 
 if TYPE_CHECKING:
     from memtoken_cli.engine.method import Trains
+    from memtoken_cli.io.sink import Sink
+    from memtoken_cli.recipe.schema import Recipe
 
 RUNS = "runs"
 
@@ -58,20 +60,33 @@ def train(
     target = Path(out) if out else Path(RUNS, f"{checked.method}-{Path(positionals[0]).stem}")
     check_directory(target)
     with common.sink() as sink:
-        if dry_run:
-            import yaml
-
-            sink.document({"out": str(target), "recipe": checked.resolved()})
-            sink.text(yaml.safe_dump(checked.resolved(), sort_keys=False), end="")
-            return
         from memtoken_cli import methods
 
         method = cast("Trains", methods.load(spec.name))
+        if dry_run:
+            preview(checked, target, method, sink)
+            return
         path = method.train(checked, Request.of(common, sink, str(target), fresh))
         if os.environ.get("RANK", "0") != "0":
             return  # under torchrun the first process alone speaks
         sink.path(path)
         sink.document({"path": str(path), "out": str(target), "method": spec.name})
+
+
+def preview(checked: "Recipe", target: Path, method: "Trains", sink: "Sink") -> None:
+    """The recipe whole, as YAML; what training would take, where the method tells, as comments behind it."""
+    import yaml
+
+    from memtoken_cli.engine.method import Sketches
+
+    document = {"out": str(target), "recipe": checked.resolved()}
+    text = yaml.safe_dump(checked.resolved(), sort_keys=False)
+    if isinstance(method, Sketches):
+        document["sketch"] = method.sketch(checked)
+        lines = yaml.safe_dump(document["sketch"], sort_keys=False).splitlines()
+        text += "".join(f"# {line}\n" for line in lines)
+    sink.document(document)
+    sink.text(text, end="")
 
 
 def check_directory(target: Path) -> None:

@@ -3,7 +3,7 @@ accuracy.
 
 `over_NAME` is the accuracy over the contestant NAME at the ratio where it is least; a contestant's own
 accuracy is `NAME_RATIO`, or `NAME` where it has no ratio. `NAME.COLUMN` is any number of a contestant's row
-that no ratio divides.
+that no ratio divides. A row's `figures`, a mapping, are further numbers by names of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,10 +44,15 @@ def columns(rows: Rows) -> dict[str, float]:
     }
 
 
+def named(rows: Rows) -> dict[str, float]:
+    """The `figures` of all rows."""
+    return {key: float(value) for row in rows for key, value in row.get("figures", {}).items()}
+
+
 def unmet(expected: Mapping[str, float], rows: Rows, name: str) -> list[str]:
     """One line for each figure that is below what was expected, or not there; a NaN is below everything."""
     told = [row for row in rows if "accuracy" in row and "ratio" in row]
-    found = figures(told) | margins(told, name) | columns(rows)
+    found = figures(told) | margins(told, name) | columns(rows) | named(rows)
     lines = []
     for key, wanted in expected.items():
         value = found.get(key)

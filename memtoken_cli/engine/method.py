@@ -6,7 +6,7 @@ A method implements the protocols of the verbs its Spec lists and no others. No 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -211,6 +211,52 @@ class Segments(Protocol):
 
 
 @dataclass(frozen=True)
+class StreamCall:
+    """One `memtok generate` command line of a method that reads streams.
+
+    Args:
+        memory: a trained model, or a session to go on with; "-" is standard input, whose bytes are `data`.
+        prompt: the text to read, or None: what standard input holds, to its end.
+        out: where the session goes; "-" has its bytes among the parts. None: nowhere.
+        model: the language model, where it is not the header's. trust_remote_code: run its Python files.
+        seed: of sampling; None: a session's own generator goes on.
+    """
+
+    memory: str
+    data: bytes | None = None
+    prompt: str | None = None
+    out: str | None = None
+    model: str | None = None
+    trust_remote_code: bool = False
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What reading and writing a stream gives.
+
+    Args:
+        parts: text in whole characters as it comes, or a session's bytes. `out` is written when they end, and
+            also where they are closed before.
+        document: what --json prints beside the text; called after the last part.
+    """
+
+    parts: Generator[str | bytes, None, None]
+    document: Callable[[], Mapping[str, Any]]
+
+
+@runtime_checkable
+class Streams(Protocol):
+    def stream(self, call: StreamCall, keys: Any, run: Run) -> Streamed:
+        """Read text of any length into a session, then write what follows; `keys` is the config module's
+        GenerateKeys. A method whose Spec has the source "stream" answers `memtok generate` by this.
+
+        Raises Interrupted at SIGINT and Terminated at SIGTERM, `out` written.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class BankCall:
     """One `memtok bank` command line.
 
@@ -272,10 +318,11 @@ class Measures(Protocol):
 @runtime_checkable
 class Examines(Protocol):
     def examine(
-        self, path: str, kind: str, data: str, keys: Any, seed: int, run: Run
+        self, path: str, kind: str, data: str | None, keys: Any, seed: int, run: Run
     ) -> list[dict[str, Any]]:
         """Rows of figures of one artifact, which the method opens by itself, on `data`; kind: the header's.
-        `keys` is the config module's EvaluateKeys."""
+        `keys` is the config module's EvaluateKeys. data is None only where `keys` has a `path`, which then is
+        what was given, or None too."""
         ...
 
 
@@ -290,6 +337,13 @@ class Evaluates(Protocol):
 class Benches(Protocol):
     def bench(self, recipes: Sequence[Recipe], run: Run) -> list[dict[str, Any]]:
         """One row a method and setting, JSON-ready."""
+        ...
+
+
+@runtime_checkable
+class Sketches(Protocol):
+    def sketch(self, recipe: Recipe) -> dict[str, Any]:
+        """What training would take, JSON-ready: for `memtok train --dry-run`."""
         ...
 
 

@@ -5,8 +5,10 @@ only. The matrix of each layer is found by asking: the same tokens are read at t
 nothing, so that the layers see the same states. Where no turn explains the difference (learned positions),
 nothing is moved. Text that none of the memories has read from another stays unread: see `memory.join`.
 
-Shape suffixes: n tokens asked with, D head width, X tokens of all heads of a layer.
+Shape suffixes: n tokens asked with, D head width, L layers, X tokens of all heads of a layer.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,29 +35,72 @@ class _Keys:
     keys: list[Tensor] = field(default_factory=list)
 
     def __call__(self, site: Site) -> Tensor:
-        self.keys.append(site.k_BNUD.float().flatten(0, 2))
+        k_BNUD = site.k_BNUD
+        wide = k_BNUD if k_BNUD.dtype == torch.float64 else k_BNUD.float()
+        self.keys.append(wide.flatten(0, 2))
         return torch.zeros_like(site.q_BHTD).transpose(1, 2)
 
 
-@torch.no_grad()
 def turns(backbone: CausalLM, by: int) -> list[Tensor] | None:
     """float32 [D,D] a layer: k at position p, times it, is k at p + by. None where keys do not turn."""
-    ids_1n = (torch.arange(ASKED, device=backbone.device) * 37 % backbone.dims.vocab)[None]
+    return _turns(backbone, (by,), 1, ASKED)[0]
+
+
+@torch.no_grad()
+def _turns(backbone: CausalLM, by: Sequence[int], places: int, asked: int) -> list[list[Tensor] | None]:
+    """`turns` for several distances (float64 for a float64 model). The `asked` tokens stand at positions
+    0..places-1 in turn before they are moved."""
+    n = torch.arange(asked, device=backbone.device)
+    ids_1n, place_1n = (n * 37 % backbone.dims.vocab)[None], (n % places)[None]
     found = []
-    for position in (0, by):
+    for position in (0, *by):
         reader = _Keys()
         with reading(backbone.model, reader):
-            backbone.model(input_ids=ids_1n, position_ids=torch.full_like(ids_1n, position), use_cache=False)
+            backbone.model(
+                input_ids=ids_1n, position_ids=place_1n + position, use_cache=False, logits_to_keep=1
+            )
         found.append(reader.keys)
+    return [_explained(found[0], there) for there in found[1:]]
+
+
+def _explained(here: Sequence[Tensor], there: Sequence[Tensor]) -> list[Tensor] | None:
     out = []
-    for here, there in zip(*found, strict=True):
+    for here_XD, there_XD in zip(here, there, strict=True):
         # orthogonal Procrustes
-        left, _, right = torch.linalg.svd(here.T @ there)
+        left, _, right = torch.linalg.svd(here_XD.T @ there_XD)
         turn_DD = left @ right
-        if (here @ turn_DD - there).norm() > TOLERANCE * there.norm():
+        if (here_XD @ turn_DD - there_XD).norm() > TOLERANCE * there_XD.norm():
             return None
         out.append(turn_DD)
     return out
+
+
+class Turning:
+    """The turns of all distances up to `farthest`, made of those of the powers of two.
+
+    They are found once, here: weights that are trained later do not change them. The keys are asked for at
+    positions 0..places-1, so that no direction in which a head's keys lie at some place of a text is unseen.
+    """
+
+    def __init__(self, powers: Sequence[Tensor]) -> None:
+        nowhere_LDD = torch.eye(powers[0].shape[-1]).to(powers[0]).expand_as(powers[0])
+        self.powers, self._made = powers, {0: nowhere_LDD}
+
+    @classmethod
+    def of(cls, backbone: CausalLM, farthest: int, places: int) -> Turning | None:
+        """None where the model's keys do not turn."""
+        by = [2**i for i in range(farthest.bit_length())]
+        asked = max(ASKED // 4, 4 * backbone.dims.head_dim // backbone.dims.kv_heads)
+        found = [t for t in _turns(backbone, by, places, asked) if t is not None]
+        return cls([torch.stack(turn) for turn in found]) if len(found) == len(by) else None
+
+    def by(self, distance: int) -> Tensor:
+        """[L,D,D]: see `turns`."""
+        if distance not in self._made:
+            rest = distance & (distance - 1)
+            lowest = self.powers[(distance ^ rest).bit_length() - 1]
+            self._made[distance] = self.by(rest) @ lowest
+        return self._made[distance]
 
 
 def moved(backbone: CausalLM, memory: Layers, by: int) -> Layers | None:

@@ -93,7 +93,7 @@ class NewModel(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> NewModel:
-        if self.head_dim is None and self.width % self.heads:
+        if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
