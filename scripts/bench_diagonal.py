@@ -67,7 +67,7 @@ def seconds(policy: Policy, run: Run, ids_BNS: Tensor, backward: bool) -> float:
         clock = time.perf_counter
     begin = clock()
     with torch.set_grad_enabled(backward):
-        logits, state = run(ids_BNS, policy.start(len(ids_BNS)))
+        logits, _ = run(ids_BNS, policy.start(len(ids_BNS)))
         if backward and logits is not None:
             logits.square().mean().backward()
     if ids_BNS.is_cuda:

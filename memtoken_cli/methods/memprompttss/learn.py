@@ -97,7 +97,9 @@ class Learning:
         steps = min(t.epochs * self.epoch_steps, t.steps or math.inf)
         named = dict(self.network.named_parameters())
         clip, warmup = t.clip or None, round(t.warmup * steps)
-        return [Phase("all", int(steps), t.lr, named, warmup, t.decay, t.weight_decay, clip, t.betas, t.decay_to)]
+        return [
+            Phase("all", int(steps), t.lr, named, warmup, t.decay, t.weight_decay, clip, t.betas, t.decay_to)
+        ]
 
     def batch(self, at: At, generator: torch.Generator) -> Any:
         if self.curve and len(self.curve) - 1 - self.chosen >= self.train.patience:

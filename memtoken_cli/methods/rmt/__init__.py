@@ -17,7 +17,8 @@ SPEC = Spec(
     port="prefix",
     sources=frozenset({"stream"}),
     instead={
-        "compress": "slots are fixed by training: memtok generate - --memory MODEL --out FILE max_new_tokens=0"
+        "compress": "slots are fixed by training: "
+        "memtok generate - --memory MODEL --out FILE max_new_tokens=0"
     },
 )
 

@@ -7,11 +7,12 @@
     vbar = A^T k / (z.k + 1e-5);   g = clip(1 - z.k / (|k|^2 + 1e-5), 0, 1), without gradient
     A <- A + sum_i b_i k_i (v_i - vbar_i)^T;      z <- z + sum_i g_i k_i
 
-The first segment of a row reads nothing and writes with vbar = 0, g = 1. All m tokens read the old A. The same
-learned vectors are the memory tokens of every segment. W_v starts at zero: a wrapped model is the model itself.
+The first segment of a row reads nothing and writes with vbar = 0, g = 1. All m tokens read the old A. The
+same learned vectors are the memory tokens of every segment. W_v starts at zero: a wrapped model is the model
+itself.
 
-Shape suffixes: B rows, L layers, M memory slots, W text columns of a segment, U columns fed at once, T columns,
-E model width, D associative width d_mem, K key size 6 D; in `segment`, wanted_K is wanted columns.
+Shape suffixes: B rows, L layers, M memory slots, W text columns of a segment, U columns fed at once, T
+columns, E model width, D associative width d_mem, K key size 6 D; in `segment`, wanted_K is wanted columns.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NU = 3  # DPFP-3
 
 
 def phi(x_BTD: Tensor, unit: bool) -> Tensor:
-    """Deterministic parameter-free projection DPFP-3 (arXiv 2102.11174, eq. 37), at length one where `unit`."""
+    """Deterministic parameter-free projection DPFP-3 (arXiv 2102.11174, eq. 37); length one where `unit`."""
     y = torch.cat([x_BTD.relu(), (-x_BTD).relu()], -1)
     out = torch.cat([y * y.roll(j, -1) for j in range(1, NU + 1)], -1)
     return normalize(out, dim=-1) if unit else out

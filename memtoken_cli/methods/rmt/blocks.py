@@ -111,7 +111,12 @@ class Blocks:
             return self.network.run(x_BTE, position_BT, mask, wanted, cache)
         raw: list[Tensor] = []
         last = len(self.network.layers) - 1
-        with between(self.network.layers, leave=lambda l, h: raw.append(h) if l == last else None):
+
+        def keep(layer: int, h: Tensor) -> None:
+            if layer == last:
+                raw.append(h)
+
+        with between(self.network.layers, leave=keep):
             _, logits = self.network.run(x_BTE, position_BT, mask, wanted, cache)
         return raw[0], logits
 

@@ -1,14 +1,14 @@
 """Memory of its own for every layer, as columns that each layer finds in place of what the one below made.
 
-`prmt`: layer l reads [M^l_t ; h^{l-1} ; M^l_t], and its outputs at the write columns, at length one per channel,
-become M^l_{t+1}: RMT's equation inside every layer (arXiv 2506.05229 leaves it loose).
+`prmt`: layer l reads [M^l_t ; h^{l-1} ; M^l_t], and its outputs at the write columns, at length one per
+channel, become M^l_{t+1}: RMT's equation inside every layer (arXiv 2506.05229 leaves it loose).
 
-`xl` (Transformer-XL, arXiv 1901.02860): the columns in front hold the inputs of layer l at the last C positions,
-without gradient; the layer's own projections make keys and values of them. What the layer makes at those columns
-is dropped. In floats it keeps L times what `rmt` keeps in as many positions.
+`xl` (Transformer-XL, arXiv 1901.02860): the columns in front hold the inputs of layer l at the last C
+positions, without gradient; the layer's own projections make keys and values of them. What the layer makes at
+those columns is dropped. In floats it keeps L times what `rmt` keeps in as many positions.
 
-Shape suffixes: B rows, L layers, M memory slots (xl: cached positions C), W text columns of a segment, U columns
-fed at once, T all columns, E model width, K wanted columns.
+Shape suffixes: B rows, L layers, M memory slots (xl: cached positions C), W text columns of a segment, U
+columns fed at once, T all columns, E model width, K wanted columns.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ class Layerwise:
 class TransformerXL:
     """xl around one backbone with relative (rotary) positions. Raises UsageError for learned ones.
 
-    State: (inputs [B,L,C,E], filled_B): the newest cached position stands last; the first `C - filled` columns
-    of a row are empty."""
+    State: (inputs [B,L,C,E], filled_B): the newest cached position stands last; the first `C - filled`
+    columns of a row are empty."""
 
     def __init__(self, network: Network, config: Config, seed: int) -> None:
         self.network, self.config = network, config

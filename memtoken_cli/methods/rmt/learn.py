@@ -1,7 +1,7 @@
 """What `engine/fit.py` trains: a policy and its backbone on streams of a task, cut into segments.
 
-The loss is cross-entropy summed over scored tokens; a step divides by their number in the whole batch, so that
-short segments do not weigh more than long ones.
+The loss is cross-entropy summed over scored tokens; a step divides by their number in the whole batch, so
+that short segments do not weigh more than long ones.
 
 Shape suffixes: B rows, T tokens, W text columns of a segment, K wanted columns, V vocabulary.
 """
@@ -71,10 +71,9 @@ class Learning:
         self.curriculum.observe(at.step, metric, self.drawn)
         if full:
             self.recent = [*self.recent, means["accuracy"]][-self.curriculum.plan.check_every :]
-        enough = self.train.stop_at
-        if enough is not None and len(self.recent) == self.curriculum.plan.check_every:
-            if sum(self.recent) / len(self.recent) >= enough:
-                raise Enough
+        enough, every = self.train.stop_at, self.curriculum.plan.check_every
+        if enough is not None and len(self.recent) == every and sum(self.recent) / every >= enough:
+            raise Enough
         return {"size": float(self.curriculum.n)}
 
     def pace(self, at: At) -> float:

@@ -1,8 +1,9 @@
 """Where the columns of a segment stand and which of them see each other.
 
-A segment is a row of columns [front read | text | write]: the front is an optional BOS, a row's text is packed
-to the left of its W columns. Positions are given to the model explicitly, and always with a mask: without one
-transformers takes a gap in the positions for the seam of packed sequences and cuts attention there.
+A segment is a row of columns [front read | text | write]: the front is an optional BOS, a row's text is
+packed to the left of its W columns. Positions are given to the model explicitly, and always with a mask:
+without one transformers takes a gap in the positions for the seam of packed sequences and cuts attention
+there.
 
 Shape suffixes: B rows, W text columns, T all columns, Q asking columns.
 """

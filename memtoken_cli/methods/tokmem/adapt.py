@@ -65,7 +65,20 @@ class Adapting:
         named = {**self.lora, "rows": self.offset_PkE}
         warmup = round(self.train.warmup * steps)
         # no clip: the rows' gradients are so many times larger
-        return [Phase("adapt", steps, said.lr, named, warmup, self.train.decay, 0.0, None, self.train.betas, self.train.decay_to)]
+        return [
+            Phase(
+                "adapt",
+                steps,
+                said.lr,
+                named,
+                warmup,
+                self.train.decay,
+                0.0,
+                None,
+                self.train.betas,
+                self.train.decay_to,
+            )
+        ]
 
     def batch(self, at: At, generator: torch.Generator) -> Any:
         count, size = len(self.examples), self.train.batch

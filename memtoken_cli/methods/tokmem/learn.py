@@ -203,7 +203,9 @@ class Learning:
     def _phase(self, name: str, steps: int, lr: float, parameters: Mapping[str, Parameter]) -> Phase:
         t = self.train
         warmup = round(t.warmup * steps)
-        return Phase(name, steps, lr, parameters, warmup, t.decay, t.weight_decay, t.clip or None, t.betas, t.decay_to)
+        return Phase(
+            name, steps, lr, parameters, warmup, t.decay, t.weight_decay, t.clip or None, t.betas, t.decay_to
+        )
 
     def _chosen(self, at: At, count: int, size: int) -> tuple[int, list[int]]:
         """(epoch, indices): each epoch is a shuffle of its own, its last batch may be smaller."""
