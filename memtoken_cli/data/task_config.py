@@ -82,7 +82,9 @@ class TaskSection(Section):
         foreign = [key for key in given if key in all_keys - own.keys() and given[key] is not None]
         if foreign:
             raise ValueError(f"the task {name} has no {foreign[0]}; its keys are {', '.join(own)}")
-        return own | {key: value for key, value in given.items() if value is not None or key not in own}
+        # what leaves a validator is no longer JSON, where a list may be a tuple
+        said = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        return own | {key: value for key, value in said.items() if value is not None or key not in own}
 
     @model_validator(mode="after")
     def _fits(self) -> TaskSection:

@@ -31,14 +31,13 @@ def one_by_one(policy, ids_BNS, state):
 
 
 def begun(policy, ids_BNS):
-    """States of rows of which one has read nothing yet."""
-    fresh = policy.start(len(ids_BNS))
+    """States in the midst of a text; of armt, only one row knows that it has written."""
     with torch.no_grad():
-        _, read = one_by_one(policy, ids_BNS[:, :2].flip(0), fresh)
-    at = torch.arange(len(ids_BNS)) == 1
-    return tuple(
-        torch.where(at.view(-1, *[1] * (x.dim() - 1)), x, y) for x, y in zip(fresh, read, strict=True)
-    )
+        _, state = one_by_one(policy, ids_BNS[:, :2].flip(0), policy.start(len(ids_BNS)))
+    if len(state) == 3:
+        return (*state[:2], torch.arange(len(ids_BNS)) == 1)
+    fresh = policy.start(len(ids_BNS))  # gradients reach the first row's
+    return (torch.cat([fresh[0][:1], state[0][1:]]),)
 
 
 def loss(logits, state):
@@ -215,12 +214,10 @@ def test_rule():
 def test_auto_follows_the_rule():
     of = made(policy="prmt")  # 8 columns, width 32
     way = Diagonal(of.policy)
-    with torch.no_grad():
-        assert way.wanted(16, 2) and not way.wanted(17, 2) and not way.wanted(16, 1)
-        assert way.arriving(16) and not way.arriving(17)
-    assert way.wanted(16, 4) and not way.wanted(16, 3)
+    assert way.wanted(16, 4) and not way.wanted(17, 4) and not way.wanted(16, 3)
+    assert way.arriving(16) and not way.arriving(17)
     of.policy.config = of.config.model_copy(update={"diagonal": "on"})
-    assert way.wanted(17, 2)
+    assert way.wanted(17, 2) and not way.wanted(17, 1)
     of.policy.config = of.config.model_copy(update={"diagonal": "off"})
     assert not way.wanted(1, 9)
     assert Diagonal.of(made(policy="rmt").policy) is None and Diagonal.of(of.policy) is not None
@@ -231,10 +228,9 @@ def test_auto_reads_arriving_text_only_to_the_bit():
     way = Diagonal(of.policy)
     assert way.reason is None
     way._exact = False
-    with torch.no_grad():
-        assert way.wanted(1, 2) and not way.arriving(1)
-        of.policy.config = of.config.model_copy(update={"diagonal": "on"})
-        assert way.arriving(1)
+    assert way.wanted(1, 4) and not way.arriving(1)
+    of.policy.config = of.config.model_copy(update={"diagonal": "on"})
+    assert way.arriving(1)
 
 
 def test_frozen_weights_are_held_once():

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from memtoken_cli.data.task_config import DEFAULTS, TaskSection
 
@@ -39,3 +40,11 @@ def test_reading_a_recipe_needs_no_torch():
     code = "import sys, memtoken_cli.data.task_config; print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "False\n"
+
+
+def test_questions_are_a_list_in_recipes_and_artifacts() -> None:
+    said = '{"name": "babilong", "questions": ["qa1", "qa2"]}'
+    section = TaskSection.model_validate_json(said, strict=True, extra="forbid")
+    assert section.questions == ("qa1", "qa2")
+    with pytest.raises(ValidationError):
+        TaskSection.model_validate_json(said.replace('"qa2"', "2"), strict=True, extra="forbid")

@@ -27,7 +27,7 @@ from memtoken_cli.methods.rmt.places import laid
 from memtoken_cli.methods.rmt.policy import Policy, State
 
 BLOCK = 8  # segments for each layer that `read` takes at once: eight ninths of its steps run full groups
-FEW = 4  # segments from which on training gains
+FEW = 4  # segments from which on it gains at any depth
 TRIED = 8  # segments that are compared with `policy.segment` before anything else
 
 
@@ -73,17 +73,15 @@ class Diagonal:
         if mode == "off" or segments < 2 or dims.layers < 2:
             return False
         if mode == "auto":
-            if torch.is_grad_enabled() and segments < FEW:
-                return False
             columns = self.policy.size + 2 * self.policy.slots
-            if not rule(self.network.backbone.device, rows, columns, dims.width):
+            if segments < FEW or not rule(self.network.backbone.device, rows, columns, dims.width):
                 return False
         return self.reason is None
 
     def arriving(self, rows: int) -> bool:
         """`wanted` for a text of which nobody knows how much comes at once. `auto` asks for the bits of
         `policy.segment` then, so that they depend on the text alone."""
-        return self.wanted(rows, 2) and (self._exact or self.policy.config.diagonal == "on")
+        return self.wanted(rows, FEW) and (self._exact or self.policy.config.diagonal == "on")
 
     def logits(self, ids_BNS: Tensor, state: State, wanted_BNS: Tensor | None) -> tuple[Tensor | None, State]:
         """(float32 logits [n,V] of the text tokens where the bool wanted_BNS says so, in its order; the state
@@ -133,7 +131,9 @@ class Diagonal:
     def read(self, ids_BNS: Tensor, state: State) -> State:
         """The state after N full segments, in constant memory; whether `wanted` or not is the caller's."""
         for ids_BnS in ids_BNS.split(BLOCK * len(self.network.layers), 1):
-            _, state = self.logits(ids_BnS, state, None)
+            alone = self._exact and ids_BnS.shape[1] < FEW
+            for part in ids_BnS.split(1 if alone else ids_BnS.shape[1], 1):
+                _, state = self.logits(part, state, None)
         return state
 
     def _steps(self, x_NBTE: Tensor, call: Call, state: State, keep: bool) -> tuple[Tensor | None, State]:
