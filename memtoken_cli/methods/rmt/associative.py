@@ -131,8 +131,10 @@ class Associative:
         )
         self.places.check(dims.context, dims.windows)
         generator = seeds.generator(seed, "memory")
-        draw = torch.randn(self.slots, dims.width, generator=generator) * 0.02
         device = network.backbone.device
+        # at the scale of the embeddings: the published 0.02 is that of the models it was used with
+        spread = float(network.model.get_input_embeddings().weight.detach().float().std())
+        draw = torch.randn(self.slots, dims.width, generator=generator) * spread
         self.init_ME = Parameter(draw.to(device))
         self.memories = nn.ModuleList(
             Association(dims.width, config.d_mem, config.normalise, config.gate_z, generator)

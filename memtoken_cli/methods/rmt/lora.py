@@ -29,7 +29,13 @@ def injected(backbone: CausalLM, rank: int) -> dict[str, Parameter]:
     kinds = (nn.Linear, Conv1D)
     inside = [name for name, module in backbone.layers.named_modules() if isinstance(module, kinds)]
     targets = sorted({name.partition(".")[2] for name in inside})
-    config = LoraConfig(r=rank, lora_alpha=ALPHA * rank, lora_dropout=DROPOUT, target_modules=targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=ALPHA * rank,
+        lora_dropout=DROPOUT,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in backbone.layers.modules()),
+    )
     inject_adapter_in_model(config, backbone.model)
     backbone.model.eval()
     return {

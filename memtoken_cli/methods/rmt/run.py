@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 
 from memtoken_cli.data.streams import PAD, Stream, stream_for
 from memtoken_cli.data.task_config import CurriculumSection, TaskSection
@@ -82,8 +84,7 @@ def _train(recipe: Recipe, run: Run, world: World) -> Path:
         bench = built(recipe, str(world.device))
         task = learning(recipe, bench)
         said = recipe.train
-        # dropout, where the backbone or its low-rank parts have any
-        bench.backbone.model.train(bench.config.trained != "memory")
+        bench.backbone.model.train(bench.config.trained != "memory" and drops(bench.backbone.model))
         result = fit(
             task,
             rundir,
@@ -129,6 +130,12 @@ def learning(recipe: Recipe, bench: Bench) -> Learning | Reading:
     bench.policy.training = True
     task = Learning(bench.policy, bench.stream, bench.config, recipe.train, stages, parameters, device)
     return in_order(task) if task.bptt.kind == "window" else task
+
+
+def drops(model: PreTrainedModel) -> bool:
+    """Whether the backbone, or low-rank parts in it, have any dropout."""
+    shares = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    return any([*shares, model.config.get_text_config().to_dict().get("attention_dropout", 0.0)])
 
 
 def trainable(backbone: CausalLM, policy: Policy, config: Config) -> dict[str, Parameter]:
