@@ -66,7 +66,7 @@ class Loss:
 
 
 class Enough(Exception):
-    """Raised by `observe` or `validate`: training has reached what was asked and ends with this step."""
+    """Raised by `batch`, `observe` or `validate`: training has got what it can or should, and ends here."""
 
 
 class Task(Protocol):

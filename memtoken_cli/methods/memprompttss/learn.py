@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from memtoken_cli.engine import seeds, stream
 from memtoken_cli.engine.dist import World
 from memtoken_cli.engine.stream import State
-from memtoken_cli.engine.task import At, Loss, Phase
+from memtoken_cli.engine.task import At, Enough, Loss, Phase
 from memtoken_cli.methods.memprompttss.config import Config, TrainConfig
 from memtoken_cli.methods.memprompttss.memprompt import Backend, MemPrompt
 from memtoken_cli.methods.memprompttss.paper_data import Asking, Material, Part
@@ -31,10 +31,6 @@ from memtoken_cli.methods.memprompttss.placement import LABEL, Said
 from memtoken_cli.methods.memprompttss.prompttss import PromptTSS
 
 Network = MemPrompt | PromptTSS
-
-
-class Enough(Exception):
-    """No better figure for `patience` epochs."""
 
 
 @dataclass(frozen=True)
@@ -279,4 +275,4 @@ def network_of(config: Config, channels: int, classes: int, levels: int, seed: i
         return kind(config, channels, classes, levels)
 
 
-__all__ = ["Backend", "Batch", "Enough", "Learning", "Network", "examine", "network_of", "precise", "scored"]
+__all__ = ["Backend", "Batch", "Learning", "Network", "examine", "network_of", "precise", "scored"]

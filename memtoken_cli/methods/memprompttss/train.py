@@ -21,7 +21,7 @@ from memtoken_cli.io import artifact
 from memtoken_cli.io.artifact import Header
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memprompttss.config import Config
-from memtoken_cli.methods.memprompttss.learn import Enough, Learning, Network, network_of
+from memtoken_cli.methods.memprompttss.learn import Learning, Network, network_of
 from memtoken_cli.methods.memprompttss.paper_data import Material, material
 from memtoken_cli.recipe.canonical import dump
 from memtoken_cli.recipe.schema import Recipe
@@ -64,18 +64,17 @@ def train_on(recipe: Recipe, found: Material, folder: Path, run: Run, world: Wor
             return rundir.artifact
         network = network_of(config, len(found.channels), found.outputs, found.levels, recipe.seed)
         task = Learning(network.to(world.device), found, config, recipe.train, recipe.seed, world)
-        try:
-            fit(
-                task,
-                rundir,
-                seed=recipe.seed,
-                save_every=recipe.train.save_every,
-                log_every=recipe.train.log_every,
-                validate_every=task.epoch_steps,
-                micro=recipe.train.micro,
-                world=world,
-            )
-        except Enough:
+        result = fit(
+            task,
+            rundir,
+            seed=recipe.seed,
+            save_every=recipe.train.save_every,
+            log_every=recipe.train.log_every,
+            validate_every=task.epoch_steps,
+            micro=recipe.train.micro,
+            world=world,
+        )
+        if result.steps < task.phases()[0].steps:
             run.note(f"no better epoch than {task.chosen + 1} in {recipe.train.patience}: training ends")
         task.settle()
         if world.leader:
