@@ -16,7 +16,7 @@ from memtoken_cli.commands.options import Common
 from memtoken_cli.io.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from memtoken_cli.engine.method import Streams
+    from memtoken_cli.engine.endless import Streams
     from memtoken_cli.io.artifact import Header
 
 SOURCE = "stream"
@@ -73,7 +73,7 @@ def stream(
     from memtoken_cli.commands.choose import method_for
     from memtoken_cli.commands.keys import generate_keys
     from memtoken_cli.commands.running import Request
-    from memtoken_cli.engine.method import StreamCall
+    from memtoken_cli.engine.endless import StreamCall
     from memtoken_cli.recipe.overrides import flat
 
     if len(memory) > 1:

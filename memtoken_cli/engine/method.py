@@ -6,7 +6,7 @@ A method implements the protocols of the verbs its Spec lists and no others. No 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -207,52 +207,6 @@ class Segmented:
 class Segments(Protocol):
     def segment(self, call: SegmentCall, keys: Any, run: Run) -> Segmented:
         """Cut a series into labelled segments; `keys` is the config module's SegmentKeys (or Config)."""
-        ...
-
-
-@dataclass(frozen=True)
-class StreamCall:
-    """One `memtok generate` command line of a method that reads streams.
-
-    Args:
-        memory: a trained model, or a session to go on with; "-" is standard input, whose bytes are `data`.
-        prompt: the text to read, or None: what standard input holds, to its end.
-        out: where the session goes; "-" has its bytes among the parts. None: nowhere.
-        model: the language model, where it is not the header's. trust_remote_code: run its Python files.
-        seed: of sampling; None: a session's own generator goes on.
-    """
-
-    memory: str
-    data: bytes | None = None
-    prompt: str | None = None
-    out: str | None = None
-    model: str | None = None
-    trust_remote_code: bool = False
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """What reading and writing a stream gives.
-
-    Args:
-        parts: text in whole characters as it comes, or a session's bytes. `out` is written when they end, and
-            also where they are closed before.
-        document: what --json prints beside the text; called after the last part.
-    """
-
-    parts: Generator[str | bytes, None, None]
-    document: Callable[[], Mapping[str, Any]]
-
-
-@runtime_checkable
-class Streams(Protocol):
-    def stream(self, call: StreamCall, keys: Any, run: Run) -> Streamed:
-        """Read text of any length into a session, then write what follows; `keys` is the config module's
-        GenerateKeys. A method whose Spec has the source "stream" answers `memtok generate` by this.
-
-        Raises Interrupted at SIGINT and Terminated at SIGTERM, `out` written.
-        """
         ...
 
 

@@ -10,10 +10,8 @@ width, N key/value heads, D head width, H query heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from transformers import PreTrainedModel
 
 from memtoken_cli.engine.attend import Packing, Site
 from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.between import between
 from memtoken_cli.engine.memory import LayerKV, Layers
 from memtoken_cli.engine.reading import reading
 from memtoken_cli.io.errors import DataError
@@ -111,25 +110,6 @@ def attend(
     return (weight @ v_BHSD).transpose(1, 2)
 
 
-@contextmanager
-def swapped_inputs(layers: nn.ModuleList, hidden: Sequence[Tensor]) -> Iterator[None]:
-    """Decoder layer l is given hidden[l] instead of what the layer below made."""
-
-    def swap(x: Tensor) -> Any:
-        def hook(_layer: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
-            if args:
-                return (x.to(args[0].dtype), *args[1:]), named
-            return args, named | {"hidden_states": x.to(named["hidden_states"].dtype)}
-
-        return hook
-
-    with ExitStack() as stack:
-        for layer, x in zip(layers, hidden, strict=True):
-            handle = layer.register_forward_pre_hook(swap(x), with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
-
-
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder layers in order: the first list of modules as long as the model is deep. Raises
     DataError."""
@@ -151,7 +131,7 @@ def enter_hidden(
     layers = decoder_layers(backbone.model)
     if len(hidden) != len(layers):
         raise DataError(f"{len(hidden)} layers of memory for the {len(layers)} of {backbone.name}")
-    with swapped_inputs(layers, hidden):
+    with between(layers, lambda number, h: hidden[number].to(h.dtype)):
         kept = note(backbone.model.get_decoder(), hidden[0].to(backbone.dtype), position_BM)
     return Written(kept, position_BM, next_B)
 

@@ -6,11 +6,11 @@ Runs of recipes lie in runs/rmt-NAME for recipes/rmt/NAME.yaml, where `memtok tr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memtoken_cli.engine.compare_report import check_plot
+from memtoken_cli.engine.elsewhere import Elsewhere
 from memtoken_cli.engine.expect import unmet
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io.errors import UsageError
@@ -23,25 +23,6 @@ from memtoken_cli.methods.rmt.subject import subject, task_of
 from memtoken_cli.recipe.schema import Recipe
 
 RUNS = "runs"
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """A run in a folder of its own."""
-
-    run: Run
-    out: Path
-
-    @property
-    def fresh(self) -> bool:
-        return self.run.fresh
-
-    @property
-    def device(self) -> str | None:
-        return self.run.device
-
-    def note(self, text: str) -> None:
-        self.run.note(text)
 
 
 def folder_of(recipe: Recipe, run: Run) -> Path:

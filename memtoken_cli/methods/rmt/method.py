@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memtoken_cli.engine.method import Run, StreamCall, Streamed
+from memtoken_cli.engine.endless import StreamCall, Streamed
+from memtoken_cli.engine.method import Run
 from memtoken_cli.methods.rmt import SPEC
 from memtoken_cli.methods.rmt.exam_config import EvaluateKeys
 from memtoken_cli.methods.rmt.generate_config import GenerateKeys

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from memtoken_cli.engine.elsewhere import Elsewhere
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.rmt.config import CACHES, Config, DataConfig
-from memtoken_cli.methods.rmt.evaluate import Elsewhere, folder_of
+from memtoken_cli.methods.rmt.evaluate import folder_of
 from memtoken_cli.methods.rmt.exam import Exam
 from memtoken_cli.methods.rmt.exam_config import BenchSection
 from memtoken_cli.methods.rmt.model_file import open_model

@@ -20,7 +20,8 @@ import torch
 
 from memtoken_cli.data.pieces import Pieces
 from memtoken_cli.data.utf8 import BLOCK, Utf8
-from memtoken_cli.engine.method import Run, StreamCall, Streamed
+from memtoken_cli.engine.endless import StreamCall, Streamed
+from memtoken_cli.engine.method import Run
 from memtoken_cli.engine.stopping import Interrupted, Terminated, signals
 from memtoken_cli.io.arriving import arriving
 from memtoken_cli.io.errors import DataError, UsageError
@@ -35,7 +36,7 @@ LONG = 1024  # ids of a piece that are read without a way back: it is not left i
 
 
 def stream(call: StreamCall, keys: GenerateKeys, run: Run) -> Streamed:
-    """`engine.method.Streams` for recurrent memory."""
+    """`engine.endless.Streams` for recurrent memory."""
     if keys.save_every and call.out in (None, "-"):
         raise UsageError("save_every needs a file to write again", hint="--out FILE")
     streaming = Streaming(call, keys, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from memtoken_cli.data.chains import read_chains, read_negatives
 from memtoken_cli.data.procedures import Caps, Procedure, read_procedures
 from memtoken_cli.engine import models
 from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.elsewhere import Elsewhere
 from memtoken_cli.engine.memory import Memory, Rows
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io.errors import DataError, UsageError
@@ -61,25 +61,6 @@ def measure(
         rows.append({"part": "negatives", **_plain(summary([strangers]))})
     pairs = [{"part": "confusion", **pair} for pair in confusions(sheet.pairs)]
     return [*rows, *pairs, {"part": "total", **total}]
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """A run in a folder of its own."""
-
-    run: Run
-    out: Path
-
-    @property
-    def fresh(self) -> bool:
-        return self.run.fresh
-
-    @property
-    def device(self) -> str | None:
-        return self.run.device
-
-    def note(self, text: str) -> None:
-        self.run.note(text)
 
 
 def of_recipe(recipe: Recipe, run: Run) -> dict[str, Any]:
