@@ -1,11 +1,14 @@
 """Low-rank training of a backbone under recurrent memory."""
 
 import pytest
+import tiny_rmt
 import torch
 from tiny import tiny_gpt2, tiny_llama
 
 from memtoken_cli.data.streams import IGNORE, Sequences
 from memtoken_cli.engine.stream import Bptt
+from memtoken_cli.io import artifact
+from memtoken_cli.methods.rmt import model_file
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.learn import scores
 from memtoken_cli.methods.rmt.policies import policy_for
@@ -47,3 +50,18 @@ def test_only_low_rank_parts_and_the_memory_move(make) -> None:
 
 def test_without_low_rank_parts_a_tiny_model_drops_nothing() -> None:
     assert not drops(tiny_llama().model)
+
+
+def test_a_file_gives_back_what_was_trained(tmp_path) -> None:
+    pytest.importorskip("peft")
+    path = tiny_rmt.artifact(tmp_path, "rmt.trained=lora", "rmt.rank=2")
+    found = model_file.open_model(path, "cpu")
+    again = model_file.open_model(path, "cpu")
+    ids_BW = torch.randint(4, 60, (1, 16))
+    count_B = torch.tensor([16])
+    wanted_K = torch.arange(16)
+    with torch.no_grad():
+        one, _ = found.policy.segment(ids_BW, count_B, found.policy.start(1), wanted_K)
+        two, _ = again.policy.segment(ids_BW, count_B, again.policy.start(1), wanted_K)
+    assert torch.equal(one, two)
+    assert any(name.startswith("lora.") for name in artifact.read(path)[1])
