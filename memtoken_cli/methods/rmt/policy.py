@@ -36,7 +36,9 @@ class Open:
 
 
 class Policy(Protocol):
-    """A memory policy around one backbone."""
+    """A memory policy around one backbone. training: noise on the state is on, where there is any."""
+
+    training: bool
 
     @property
     def size(self) -> int:
@@ -45,6 +47,10 @@ class Policy(Protocol):
 
     def parameters(self) -> Mapping[str, Parameter]:
         """Its own parameters, by their names in an artifact."""
+        ...
+
+    def calibrate(self, ids_BW: Tensor) -> None:
+        """Set before any training what depends on the scale of a segment like this one."""
         ...
 
     def start(self, rows: int) -> State:

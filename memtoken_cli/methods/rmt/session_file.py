@@ -24,8 +24,8 @@ from memtoken_cli.methods.rmt import SPEC, model_file
 from memtoken_cli.methods.rmt import parent as parents
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.model_file import Model
-from memtoken_cli.methods.rmt.session import HISTORY, Session
-from memtoken_cli.methods.rmt.session_state import Read, Snapshot
+from memtoken_cli.methods.rmt.session import Session
+from memtoken_cli.methods.rmt.session_state import HISTORY, Read, Snapshot
 from memtoken_cli.methods.rmt.session_tensors import Parts, mine, parts_of, tensors_of
 
 AGAIN = "make it again: memtok generate - --memory MODEL --out FILE max_new_tokens=0"
