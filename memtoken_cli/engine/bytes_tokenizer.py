@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from memtoken_cli.engine.fresh import END, PAD, START, UNKNOWN
+from memtoken_cli.engine.fresh import END, PAD, START, UNKNOWN, with_special_words
 
 
 def bytes_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -22,11 +22,4 @@ def bytes_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE({word: i for i, word in enumerate(vocabulary)}, [], unk_token=UNKNOWN))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token=PAD,
-        bos_token=START,
-        unk_token=UNKNOWN,
-        eos_token=END,
-        clean_up_tokenization_spaces=False,
-    )
+    return with_special_words(core)

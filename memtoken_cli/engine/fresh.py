@@ -125,6 +125,11 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     start = (START, list(vocabulary).index(START))
     core.post_processor = processors.TemplateProcessing(single=f"{START} $A", special_tokens=[start])
+    return with_special_words(core)
+
+
+def with_special_words(core: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer of a new model as transformers takes it; `core` knows PAD, START, END and UNKNOWN."""
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

@@ -29,7 +29,8 @@ from memtoken_cli.engine import seeds
 from memtoken_cli.engine.between import between
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
-from memtoken_cli.methods.rmt.places import Places, laid, part
+from memtoken_cli.methods.rmt.piecewise import feed, mask_of
+from memtoken_cli.methods.rmt.places import Places, laid
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 EPSILON = 1e-5
@@ -190,28 +191,17 @@ class Associative:
             _, logits = self.network.run(torch.cat([x_BWE, tokens], 1), position_BT, mask, wanted_K)
         return logits, chosen(self._next(written, state), state, count_B > 0)
 
-    def _columns(self, start: int, stop: int, columns: int) -> Tensor:
-        backbone = self.network.backbone
-        return part(self.places, start, stop, columns, backbone.dtype, backbone.device)
-
     def open(self, state: State, rows: int) -> Open:
         return Open(state, DynamicCache())
 
     def feed(self, at: Open, ids_BU: Tensor, wanted: bool = True) -> Tensor | None:
-        B, U = ids_BU.shape
-        stop = at.count + U
-        position_BT = self.places.of_text(B, at.count, stop).to(ids_BU.device)
-        mask = self._columns(at.count, stop, stop)
-        every = torch.arange(U, device=ids_BU.device) if wanted else None
         with between(self.network.layers, lambda layer, h: self.read(layer, h, at.state)):
-            _, logits = self.network.run(self.network.embed(ids_BU), position_BT, mask, every, at.cache)
-        at.count = stop
-        return logits
+            return feed(self.network, self.places, at, ids_BU, wanted)
 
     def close(self, at: Open) -> State:
         rows = len(at.state[2])
         position_BT = self.places.of_write(torch.full((rows,), at.count)).to(self.init_ME.device)
-        mask = self._columns(at.count, at.count + self.slots, at.count)
+        mask = mask_of(self.network, self.places, at.count, at.count + self.slots, at.count)
         tokens = self.init_ME.to(self.network.backbone.dtype).expand(rows, -1, -1)
         written: list[tuple[Tensor, Tensor]] = []
         with between(

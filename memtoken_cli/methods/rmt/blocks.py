@@ -22,7 +22,8 @@ from memtoken_cli.engine import seeds
 from memtoken_cli.engine.between import between
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
-from memtoken_cli.methods.rmt.places import Places, laid, part
+from memtoken_cli.methods.rmt.piecewise import feed, mask_of
+from memtoken_cli.methods.rmt.places import Places, laid
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 
@@ -132,23 +133,12 @@ class Blocks:
         at = Open(state, DynamicCache())
         if self.places.before:
             position_BT = self.places.of_before(rows).to(self.network.backbone.device)
-            mask = self._columns(0, self.places.before, 0)
+            mask = mask_of(self.network, self.places, 0, self.places.before, 0)
             self.network.run(torch.cat(self._before(state, rows), 1), position_BT, mask, None, at.cache)
         return at
 
-    def _columns(self, start: int, stop: int, columns: int) -> Tensor:
-        backbone = self.network.backbone
-        return part(self.places, start, stop, columns, backbone.dtype, backbone.device)
-
     def feed(self, at: Open, ids_BU: Tensor, wanted: bool = True) -> Tensor | None:
-        B, U = ids_BU.shape
-        before, stop = self.places.before, at.count + U
-        position_BT = self.places.of_text(B, at.count, stop).to(ids_BU.device)
-        mask = self._columns(before + at.count, before + stop, stop)
-        every = torch.arange(U, device=ids_BU.device) if wanted else None
-        _, logits = self.network.run(self.network.embed(ids_BU), position_BT, mask, every, at.cache)
-        at.count = stop
-        return logits
+        return feed(self.network, self.places, at, ids_BU, wanted)
 
     def close(self, at: Open) -> State:
         if not self.writes:
@@ -156,7 +146,7 @@ class Blocks:
         rows, start = len(at.state[0]), self.places.before + at.count
         count_B = torch.full((rows,), at.count)
         position_BT = self.places.of_write(count_B).to(at.state[0].device)
-        mask = self._columns(start, start + self.slots, at.count)
+        mask = mask_of(self.network, self.places, start, start + self.slots, at.count)
         x_BME = at.state[0].to(self.network.backbone.dtype)
         hidden, _ = self._run(x_BME, position_BT, mask, None, at.cache)
         return (self._state(hidden),)

@@ -25,7 +25,8 @@ from memtoken_cli.engine.between import between
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
-from memtoken_cli.methods.rmt.places import Places, additive, laid, part
+from memtoken_cli.methods.rmt.piecewise import feed, mask_of
+from memtoken_cli.methods.rmt.places import Places, additive, laid
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 EPSILON = 1e-6
@@ -109,10 +110,6 @@ class Layerwise:
             _, logits = self.network.run(torch.cat([nothing, x_BWE, nothing], 1), position_BT, mask, wanted)
         return logits, chosen((torch.stack(new, 1),), state, count_B > 0)
 
-    def _columns(self, start: int, stop: int, columns: int) -> Tensor:
-        backbone = self.network.backbone
-        return part(self.places, start, stop, columns, backbone.dtype, backbone.device)
-
     def open(self, state: State, rows: int) -> Open:
         at = Open(state, DynamicCache())
         memory_BLME = state[0].to(self.network.backbone.dtype)
@@ -121,21 +118,14 @@ class Layerwise:
             self.network.run(
                 torch.zeros_like(memory_BLME[:, 0]),
                 position_BT,
-                self._columns(0, self.slots, 0),
+                mask_of(self.network, self.places, 0, self.slots, 0),
                 None,
                 at.cache,
             )
         return at
 
     def feed(self, at: Open, ids_BU: Tensor, wanted: bool = True) -> Tensor | None:
-        B, U = ids_BU.shape
-        stop = at.count + U
-        position_BT = self.places.of_text(B, at.count, stop).to(ids_BU.device)
-        mask = self._columns(self.slots + at.count, self.slots + stop, stop)
-        every = torch.arange(U, device=ids_BU.device) if wanted else None
-        _, logits = self.network.run(self.network.embed(ids_BU), position_BT, mask, every, at.cache)
-        at.count = stop
-        return logits
+        return feed(self.network, self.places, at, ids_BU, wanted)
 
     def close(self, at: Open) -> State:
         rows, start = len(at.state[0]), self.slots + at.count
@@ -147,7 +137,7 @@ class Layerwise:
             lambda layer, _h: memory_BLME[:, layer],
             lambda layer, h: new.append(self.made(layer, h)),
         ):
-            mask = self._columns(start, start + self.slots, at.count)
+            mask = mask_of(self.network, self.places, start, start + self.slots, at.count)
             self.network.run(torch.zeros_like(memory_BLME[:, 0]), position_BT, mask, None, at.cache)
         return (torch.stack(new, 1),)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.memory import Layers
 from memtoken_cli.io.errors import DataError, UsageError
-from memtoken_cli.methods.rmt.associative import Associative
 from memtoken_cli.methods.rmt.blocks import Blocks
 from memtoken_cli.methods.rmt.diagonal import Diagonal
 from memtoken_cli.methods.rmt.head import heard, logits_of
@@ -41,8 +40,7 @@ class Reader:
 
     @classmethod
     def of(cls, backbone: CausalLM, policy: Policy) -> Reader:
-        many = Diagonal(policy) if isinstance(policy, Layerwise | Associative) else None
-        return cls(backbone, policy, many)
+        return cls(backbone, policy, Diagonal.of(policy))
 
     def check(self, ids_BT: Tensor, rows: int) -> None:
         """Raises UsageError, DataError unless there is a line of the model's ids for each row."""
