@@ -17,15 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memtoken_cli import __version__
 from memtoken_cli.io import atomic
+from memtoken_cli.io.brief import FORMAT as FORMAT
+from memtoken_cli.io.brief import KEY as KEY
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.io.layout import AGAIN, ALTERED, Layout, head, layout_of
 from memtoken_cli.io.records import parse_object, source_name
 
 if TYPE_CHECKING:
     import torch
-
-FORMAT = 1  # also Header.format's one value
-KEY = "memtok"
 
 
 class Identified(Protocol):
@@ -52,6 +51,20 @@ class ModelRef(BaseModel):
     def of(cls, backbone: Identified) -> ModelRef:
         """How an artifact names a backbone."""
         return cls(name=backbone.name, fingerprint=backbone.fingerprint, tokenizer=backbone.tokenizer_digest)
+
+    def check(self, backbone: Identified, artifact: str, *, hint: str) -> None:
+        """Raise DataError unless the backbone has the weights and tokenizer that the file `artifact` was made
+        with."""
+        for what, wanted, found in (
+            ("weights", self.fingerprint, backbone.fingerprint),
+            ("tokenizer", self.tokenizer, backbone.tokenizer_digest),
+        ):
+            if wanted is not None and wanted != found:
+                raise DataError(
+                    f"{artifact} was made with {self.name}, not with the {what} of {backbone.name} "
+                    f"(expected {wanted[:12]}, found {found[:12]})",
+                    hint=hint,
+                )
 
 
 class Parent(BaseModel):

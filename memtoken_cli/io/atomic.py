@@ -2,7 +2,8 @@
 folder.
 
 Every write, fsync and rename goes through `_write`, `_fsync` and `_rename`, which `io/fault.py` can fail.
-A failure raises the OSError; leftovers of dead processes are removed by the next write to the same name.
+A failure raises the OSError, which names the file that was asked for; leftovers of dead processes are
+removed by the next write to the same name.
 """
 
 from __future__ import annotations
@@ -28,13 +29,24 @@ _active: set[str] = set()
 class Pending:
     """A file being written under its temporary name; `write` may be called any number of times."""
 
-    def __init__(self, fd: int, path: Path) -> None:
+    def __init__(self, fd: int, path: Path, asked: str | Path) -> None:
         self._fd = fd
         self.path = path
+        self._asked = asked
 
     def write(self, data: bytes) -> int:
-        _write(self._fd, data, self.path)
+        with _named(self._asked):
+            _write(self._fd, data, self.path)
         return len(data)
+
+
+@contextmanager
+def _named(asked: str | Path) -> Iterator[None]:
+    """A failure is the file's that was asked for: nobody knows the temporary one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(asked)) from error
 
 
 @contextmanager
@@ -45,19 +57,24 @@ def writer(path: str | Path) -> Iterator[Pending]:
     """
     final = Path(os.path.realpath(path))
     if final.exists() and not final.is_file():
-        with open(final, "wb", buffering=0) as stream:
-            yield Pending(stream.fileno(), final)
+        with _named(path):
+            stream = open(final, "wb", buffering=0)  # noqa: SIM115 (closed below: only opening is told apart)
+        with stream:
+            yield Pending(stream.fileno(), final, path)
         return
     tmp = _temporary(final)
     try:
-        fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with _named(path):
+            fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            yield Pending(fd, final)
-            _fsync(fd, final)
+            yield Pending(fd, final, path)
+            with _named(path):
+                _fsync(fd, final)
         finally:
             os.close(fd)
-        _rename(tmp, final)
-        _fsync_dir(final.parent)
+        with _named(path):
+            _rename(tmp, final)
+            _fsync_dir(final.parent)
     except BaseException:
         with suppress(OSError):
             tmp.unlink()
@@ -93,7 +110,8 @@ def directory(final: str | Path) -> Iterator[Path]:
     """A folder to fill, which appears under `final`, whole, when the block ends without an exception."""
     target = Path(final)
     tmp = _temporary(target)
-    tmp.mkdir()
+    with _named(final):
+        tmp.mkdir()
     try:
         yield tmp
         replace_dir(tmp, target)

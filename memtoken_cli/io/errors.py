@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 from typing import ClassVar
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRONG_PATH = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 class MemtokError(Exception):
@@ -60,6 +64,12 @@ class Locked(MemtokError):
     exit_code = 75
 
 
+class Full(MemtokError):
+    """No room is left where a file was to go. What was written before is whole; trying again may help."""
+
+    exit_code = 75
+
+
 class Problems:
     """Collects errors, so that a user sees all of them at once."""
 
@@ -82,13 +92,17 @@ class Problems:
 
 
 def from_os_error(error: OSError) -> MemtokError:
-    """A file-system failure in the user's words: a wrong path is usage, a full or broken disk is not."""
+    """A file-system failure in the user's words: a wrong path is usage, a full disk may have room later, and
+    a broken one is neither."""
     what = error.strerror or str(error)
     name = error.filename if isinstance(error.filename, str) else None
     text = f"{name}: {what}" if name else what
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+    wrong = FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
+    if isinstance(error, wrong) or error.errno in WRONG_PATH:
         return UsageError(text, hint="check the path and its permissions")
-    return MemtokError(text, hint="free some space, then run the same command again: it resumes")
+    if error.errno in NO_ROOM:
+        return Full(text, hint="free some space, then run the same command again: it resumes")
+    return MemtokError(text, hint="check the disk, then run the same command again: it resumes")
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

@@ -5,13 +5,10 @@ What the header says of a memory is `artifact.py`'s.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.io.records import decode, parse_object
@@ -40,14 +37,13 @@ class Layout:
     tensors: list[Stored]  # by name
 
 
-class _Entry(BaseModel):
+@dataclass(frozen=True)
+class _Entry:
     """One tensor of a safetensors header."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     dtype: str
-    shape: tuple[NonNegativeInt, ...]
-    data_offsets: tuple[NonNegativeInt, NonNegativeInt]
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
 
 
 def head(path: str | Path) -> tuple[bytes | None, int | None]:
@@ -105,7 +101,18 @@ def layout_of(data: bytes, where: str = "<bytes>", whole: int | None = None) -> 
 
 
 def _entries(table: dict[str, Any], where: str) -> dict[str, _Entry]:
-    try:
-        return {name: _Entry.model_validate_json(json.dumps(entry)) for name, entry in table.items()}
-    except ValidationError as error:
-        raise DataError(f"{ALTERED}: {error.errors()[0]['msg']}", hint=AGAIN, where=where) from None
+    found = {}
+    for name, entry in table.items():
+        match entry:
+            case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop], **rest} if (
+                not rest and _counts([*shape, start, stop])
+            ):
+                found[name] = _Entry(dtype, tuple(shape), (start, stop))
+            case _:
+                raise DataError(f"{ALTERED}: tensor {name} is described wrongly", hint=AGAIN, where=where)
+    return found
+
+
+def _counts(numbers: list[Any]) -> bool:
+    """Whether all are whole numbers from 0 up."""
+    return all(type(n) is int and n >= 0 for n in numbers)

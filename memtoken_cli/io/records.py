@@ -130,8 +130,8 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
-        hint = 'one JSON object a line, such as {"input": "...", "output": "..."}'
-        raise DataError(f"not JSON: {error.msg} at column {error.colno}", hint=hint, where=where) from None
+        message = f"not JSON: {error.msg} at column {error.colno}"
+        raise DataError(message, hint=_line_hint(text), where=where) from None
     except UnicodeEncodeError:
         raise DataError("a lone surrogate \\ud800-\\udfff, which is no character", where=where) from None
     except RecursionError:
@@ -139,9 +139,15 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(str(error).partition(";")[0], where=where) from None
     if not isinstance(value, dict):
-        hint = 'one JSON object a line, such as {"input": "...", "output": "..."}'
-        raise DataError(f"expected a JSON object, found {kind_of(value)}", hint=hint, where=where)
+        message = f"expected a JSON object, found {kind_of(value)}"
+        raise DataError(message, hint=_line_hint(text), where=where)
     return value
+
+
+def _line_hint(text: str) -> str:
+    if text.lstrip().startswith("["):
+        return "one JSON object a line; jq -c '.[]' FILE makes lines of a JSON array"
+    return 'one JSON object a line, such as {"input": "...", "output": "..."}'
 
 
 def kind_of(value: object) -> str:

@@ -133,15 +133,18 @@ class Sink:
 
 
 def _stdout(data: bytes) -> None:
-    """Write and flush; a reader that went away ends the command as SIGPIPE would (exit 141)."""
+    """Write and flush; a reader that went away ends the command as SIGPIPE would (exit 141). Raises
+    OSError."""
     try:
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # point the descriptor elsewhere, or the interpreter complains again when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise SystemExit(CLOSED_PIPE) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(CLOSED_PIPE) from None
+        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def _stderr(text: str) -> None:

@@ -30,7 +30,7 @@ def command(folder: Path, *more: str) -> None:
     with open(said, "w") as sys.stderr:
         code = run([*LINE, *more])
     if code and "No space" in said.read_text():
-        assert code == 1
+        assert code == 75
         raise OSError("No space")
     assert code == 0, said.read_text()
 

@@ -1,12 +1,13 @@
 """Whole files or none, folders too, and no leftovers."""
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from memtoken_cli.io import atomic
+from memtoken_cli.io import atomic, fault
 
 DEAD = 2**22 + 1  # above the largest process id that Linux gives
 
@@ -112,5 +113,33 @@ def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError) as caught:
         atomic.write_bytes(tmp_path / "no" / "a", b"x")
+    assert caught.value.filename == str(tmp_path / "no" / "a")
+    with pytest.raises(FileNotFoundError) as caught, atomic.directory(tmp_path / "no" / "step"):
+        raise AssertionError("there is nothing to fill")
+    assert caught.value.filename == str(tmp_path / "no" / "step")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_failure_names_the_file_as_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k: int
+) -> None:
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(fault, "_done", 0)
+    monkeypatch.setenv(fault.VARIABLE, f"enospc:{k}")
+    with pytest.raises(OSError, match="No space") as caught:
+        atomic.write_bytes(tmp_path / "link", b"new")
+    assert caught.value.filename == str(tmp_path / "link")
+
+
+def test_a_full_device_is_named() -> None:
+    with pytest.raises(OSError, match="No space") as caught:
+        atomic.write_bytes("/dev/full", b"x")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, "/dev/full")
+
+
+def test_what_the_block_raises_itself_keeps_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, atomic.writer(tmp_path / "a"):
+        (tmp_path / "other").read_bytes()
+    assert caught.value.filename == str(tmp_path / "other")

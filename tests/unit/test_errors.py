@@ -6,6 +6,7 @@ import pytest
 
 from memtoken_cli.io.errors import (
     DataError,
+    Full,
     Locked,
     MemtokError,
     PartialFailure,
@@ -17,8 +18,8 @@ from memtoken_cli.io.errors import (
 
 
 def test_the_exit_codes_are_the_documented_ones() -> None:
-    codes = [c.exit_code for c in (MemtokError, UsageError, DataError, PartialFailure, Locked)]
-    assert codes == [1, 2, 3, 4, 75]
+    codes = [c.exit_code for c in (MemtokError, UsageError, DataError, PartialFailure, Locked, Full)]
+    assert codes == [1, 2, 3, 4, 75, 75]
 
 
 def test_an_error_says_what_where_and_what_to_type() -> None:
@@ -52,7 +53,8 @@ def test_several_problems_are_one_error_of_the_first_class() -> None:
 def test_a_wrong_path_is_usage_and_a_full_disk_is_not() -> None:
     missing = from_os_error(FileNotFoundError(errno.ENOENT, "No such file or directory", "a/b"))
     full = from_os_error(OSError(errno.ENOSPC, "No space left on device", "a/b"))
-    assert (missing.exit_code, full.exit_code) == (2, 1)
+    broken = from_os_error(OSError(errno.EIO, "Input/output error", "a/b"))
+    assert (missing.exit_code, full.exit_code, broken.exit_code) == (2, 75, 1)
     assert "a/b: No space left" in full.message
     assert full.hint is not None and "run the same command again" in full.hint
 

@@ -47,6 +47,15 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         read_jsonl("-")
 
 
+@pytest.mark.parametrize("text", ['[{"input": "a"}]\n', '[\n{"input": "a"}\n]\n'])
+def test_a_json_array_is_told_how_to_become_lines(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_jsonl(path)
+    assert "jq -c '.[]' FILE" in str(caught.value.hint)
+
+
 def test_the_place_is_the_path_as_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, b'{"a": 1}\n{"a": 1,}\n')
     monkeypatch.chdir(tmp_path)

@@ -122,6 +122,18 @@ def test_binary_goes_to_the_file_that_was_named(
     assert capfdbinary.readouterr().out == f"{tmp_path / 'x'}\n".encode()
 
 
+def test_a_full_standard_output_is_named_and_python_ends_quietly() -> None:
+    write = "try: Sink().row({'a': 1})\nexcept OSError as e: raise SystemExit(str(e))"
+    code = f"from memtoken_cli.io.sink import Sink\n{write}"
+    env = {"PYTHONPATH": str(Path(module.__file__).parents[2])}
+    with open("/dev/full", "wb") as full:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=env, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert ran.stderr == b"[Errno 28] No space left on device: 'standard output'\n"
+    assert ran.returncode == 1
+
+
 def test_a_closed_pipe_ends_the_command_quietly() -> None:
     code = "from memtoken_cli.io.sink import Sink\ns = Sink()\nwhile True: s.row({'a': 1})"
     env = {"PYTHONPATH": str(Path(module.__file__).parents[2])}
