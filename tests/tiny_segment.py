@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memtoken_cli.data.prompts import Prompt
 from memtoken_cli.methods.memprompttss.hard import tokens_of
-from memtoken_cli.methods.memprompttss.model import Encoded, Unary, Written
+from memtoken_cli.methods.memprompttss.model import Encoded, Strange, Unary, Written
 
 REACH = 4
 
@@ -25,14 +25,24 @@ class Stub:
     """z-scored means and spreads of a token's surroundings; states by the nearest kept neighbour."""
 
     def __init__(self, name: str = "stub", features: int = 1) -> None:
-        self.name, self.features = name, features
+        self.name, self.features, self.device = name, features, "cpu"
         self.digest = hashlib.sha256(name.encode()).hexdigest()
 
     def stride_for(self, rows: int) -> int:
         return 8 if rows >= 4000 else max(1, rows // 500)
 
-    def encode(self, values_TC: np.ndarray, gap_T: np.ndarray, channels: Sequence[str]) -> Encoded:
-        stride = self.stride_for(len(values_TC))
+    def on(self, device: str) -> Stub:
+        self.device = device
+        return self
+
+    def encode(
+        self,
+        values_TC: np.ndarray,
+        gap_T: np.ndarray,
+        channels: Sequence[str],
+        stride: int | None = None,
+    ) -> Encoded:
+        stride = stride or self.stride_for(len(values_TC))
         x_TC = np.nan_to_num(np.asarray(values_TC, np.float64))
         x_TC = (x_TC - x_TC.mean(0)) / (x_TC.std(0) + 1e-9)
         count = -(-len(x_TC) // stride)
@@ -107,8 +117,8 @@ class Stub:
         weight_P[shown] = torch.softmax(-away_NP[start:end].mean(0), 0)
         return weight_P
 
-    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> tuple[Tensor, float]:
-        return self._away(encoded, written, level)[0].amin(1), 0.5
+    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> Strange:
+        return Strange(self._away(encoded, written, level)[0].amin(1), 0.5, 0.5)
 
 
 def walk(rows: int = 6000, channels: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

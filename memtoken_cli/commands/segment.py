@@ -8,11 +8,12 @@ import typer
 
 from memtoken_cli.commands.argv import AUTO, split
 from memtoken_cli.commands.choose import method_for, method_names
-from memtoken_cli.commands.options import Common, Device, Json, Keys, Quiet, Seed, Verbose
+from memtoken_cli.commands.options import Common, Json, Keys, Quiet, Seed, Verbose
 from memtoken_cli.io.errors import DataError, PartialFailure, UsageError
 
 if TYPE_CHECKING:
-    from memtoken_cli.engine.method import Segments, Spec
+    from memtoken_cli.engine.method import Spec
+    from memtoken_cli.engine.segmenting import Segments
 
 VERB = "segment"
 MODEL = "model="
@@ -48,7 +49,9 @@ def segment(
     quiet: Quiet = False,
     verbose: Verbose = 0,
     seed: Seed = None,
-    device: Device = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="D", help="cuda encodes on a GPU.  [default: cpu]")
+    ] = None,
 ) -> None:
     """Cut a series into labelled segments: by a few prompts, a bank, or by itself.
 
@@ -68,7 +71,7 @@ def segment(
     _check_files(source, examples, memory)
     from memtoken_cli import methods
     from memtoken_cli.commands.running import Request
-    from memtoken_cli.engine.method import SegmentCall
+    from memtoken_cli.engine.segmenting import SegmentCall
     from memtoken_cli.recipe.overrides import flat
 
     spec = _spec(method, memory, overrides)

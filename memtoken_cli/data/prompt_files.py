@@ -257,7 +257,8 @@ def _changepoints(lines: list[Line], name: str, warnings: list[str]) -> Found:
 
 def _is_labelstudio(lines: list[Line]) -> bool:
     text = "\n".join(text for _, text in lines)
-    if not any(f'"{key}"' in text for key in ("annotations", "predictions", "result", "completions")):
+    keys = ("annotations", "predictions", "result", "completions", "annotation_id")
+    if not any(f'"{key}"' in text for key in keys):
         return False
     return is_export(_document(text))
 

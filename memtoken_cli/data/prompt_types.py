@@ -11,7 +11,7 @@ from typing import Literal
 
 from memtoken_cli.io.errors import DataError
 
-Clock = Literal["time", "row", "seconds", "track"]
+Clock = Literal["time", "row", "seconds", "track", "drawn"]
 Type = Literal["label", "not", "boundary", "no-boundary", "same"]
 DEFAULT_LEVEL = "default"
 COARSE_LEVEL = "coarse"  # the level that a flat hierarchy is about
@@ -48,7 +48,8 @@ class Spoken:
     """A record whose times are not yet rows.
 
     `clock`: what start and end count: "time" (the series' own; text is ISO-8601), "row" (of the file),
-    "seconds" (since the epoch or the series' zero) or "track" (seconds of an audio track). end None: a point.
+    "seconds" (since the epoch or the series' zero), "track" (seconds of an audio track), or "drawn" (the
+    series' own on a chart, which ends at its last row; dates may be milliseconds). end None: a point.
     """
 
     type: Type

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 ROUNDED = 1e-6  # seconds: what other tools round times to
+MILLISECONDS = 1e11  # since the epoch, from March 1973; as seconds they would be past the year 5000
 
 
 def resolve(
@@ -156,7 +157,7 @@ def _rows(record: Spoken, series: Series) -> tuple[int, int]:
             )
         start = series.row_in_hand(first)
         return start, max(series.row_in_hand(last) if record.end is not None else 0, start + 1)
-    slack = 0.0 if record.clock == "time" else ROUNDED / series.unit
+    slack = 0.0 if record.clock in ("time", "drawn") else ROUNDED / series.unit
     begin = _clock(record.start, record, series)
     _inside(begin, series, record, begin < series.end_time - series.tolerance or len(series) == 1, slack)
     if record.end is None:
@@ -169,6 +170,8 @@ def _rows(record: Spoken, series: Series) -> tuple[int, int]:
         )
     _inside(finish, series, record, finish <= series.end_time + max(slack, series.tolerance), slack)
     start, end = series.edge_of(begin, slack), series.edge_of(finish, slack)
+    if record.clock == "drawn" and end == len(series) - 1:
+        end = len(series)
     if end > start:
         return start, end
     row = series.row_of(begin, slack)  # shorter than a step: the row that holds it
@@ -191,6 +194,8 @@ def _clock(value: float | str, record: Spoken, series: Series) -> float:
         return found
     if record.clock == "seconds":
         return value / series.unit
+    if record.clock == "drawn" and series.iso and abs(value) >= MILLISECONDS:
+        return value / 1000
     return value / series.unit + track_zero(series) if record.clock == "track" else value
 
 

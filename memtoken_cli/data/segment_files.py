@@ -45,11 +45,18 @@ def _span(row: Row, series: Series) -> tuple[float, float]:
 
 
 def _labelstudio(segments: Sequence[Row], series: Series) -> Iterator[str]:
-    regions = []
-    for row in segments:
-        if row["state"] in ("", None):
-            continue
-        start, end = _span(row, series)
+    """A task with a prediction. A chart ends at its last row: so does a region. Dates are the file's own
+    text, whose form the project's `timeFormat` tells."""
+    regions: list[dict[str, Any]] = []
+    shown = [row for row in segments if row["state"] not in ("", None)]
+    edges = {min(row[key], series.rows - 1) for row in shown for key in ("start_row", "end_row")}
+    if series.iso:
+        times: dict[int, Any] = {at: text for at, text in enumerate(series.time_text()) if at in edges}
+    else:
+        times = {at: series.time_of(series.row_in_hand(at)) for at in edges}
+    for row in shown:
+        start, end = (times[min(row[key], series.rows - 1)] for key in ("start_row", "end_row"))
+        sure = {} if row.get("confidence") is None else {"score": row["confidence"]}
         name = FROM_NAME if row["level"] == DEFAULT_LEVEL else row["level"]
         key = f"{series.name}\0{name}\0{row['start_row']}\0{row['end_row']}\0{row['state']}"
         regions.append(
@@ -59,15 +66,17 @@ def _labelstudio(segments: Sequence[Row], series: Series) -> Iterator[str]:
                 "to_name": "ts",
                 "type": KIND,
                 "value": {
-                    "start": format_iso(start) if series.iso else start,
-                    "end": format_iso(end) if series.iso else end,
-                    "instant": False,
+                    "start": start,
+                    "end": end,
+                    "instant": start == end,
                     KIND: [str(row["state"])],
                 },
-                "score": row.get("confidence"),
+                **sure,
             }
         )
-    task = {"data": {"ts": series.source}, "predictions": [{"model_version": "memtok", "result": regions}]}
+    named = series.kind != "array" and not series.source.startswith("<")
+    source = series.source if named else f"{series.name}.csv"
+    task = {"data": {"csv": source}, "predictions": [{"model_version": "memtok", "result": regions}]}
     yield json.dumps([task], ensure_ascii=False, indent=1) + "\n"
 
 

@@ -192,9 +192,9 @@ class Chirp:
         at_T = np.arange(rows) * tempo / self.span + generator.random()
         swing_T = np.abs(at_T % 2 - 1)
         phase_T = np.cumsum(tempo * (self.low + (self.high - self.low) * swing_T))
-        shift_L = np.arange(len(self.gain_L)) * 0.25
-        angle_TL = 2 * np.pi * (phase_T[:, None] + shift_L + generator.random())
-        return (1.4 * np.sin(angle_TL)).astype(np.float32) * self.gain_L
+        angle_TL = 2 * np.pi * (phase_T[:, None] + np.arange(len(self.gain_L)) * 0.25 + generator.random())
+        seen_TL: F32 = (1.4 * np.sin(angle_TL)).astype(np.float32) * self.gain_L
+        return seen_TL
 
 
 @dataclass(frozen=True)

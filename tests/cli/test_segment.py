@@ -57,6 +57,22 @@ def test_states_has_one_row_an_input_row_with_its_time(memtok: Memtok) -> None: 
     assert [(r["t"], r["state"]) for r in lines] == [(float(row["t"]), row["state"]) for row in rows]
 
 
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cuda:99", "there is no cuda:99 on this machine"),
+        ("mps", "segment does not encode on mps"),
+        ("tpu7", "'tpu7' is not a device"),
+    ],
+)
+def test_a_device_that_is_not_there(memtok: Memtok, device: str, said: str) -> None:  # noqa: F811
+    ran = memtok("segment", "no such series.csv", "--device", device)
+    assert ran.code == 3  # files first
+    ran = memtok("segment", "series.csv", "--device", device)
+    assert (ran.code, ran.out) == (2, b"") and ran.err.startswith(f"error: {said}\nhint: --device cpu")
+    assert memtok("segment", "series.csv", "--device", "cpu").code == 0
+
+
 def test_json_is_one_document(memtok: Memtok) -> None:  # noqa: F811
     memtok("segment", "series.csv")
     ran = memtok("segment", "series.csv", "--prompts", "--json")

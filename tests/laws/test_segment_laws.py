@@ -123,6 +123,23 @@ def test_law_8_one_block_or_canonical_blocks() -> None:
     np.testing.assert_allclose(parts.hand_NF.float(), whole.hand_NF.float(), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("stride", [1, 3, 12])
+def test_rows_a_token_change_little_and_show_shorter_segments(whole: Segmenter, stride: int) -> None:
+    found = seg(stride=stride).fit(X_TC).prompt(*SAID).predict()
+    assert found.stride == stride and accuracy(found) > 0.9
+    assert (found.states_T == whole.predict().states_T).mean() > 0.95
+    assert found.states_T[250] == "walk" and set(found.states_T[1200:1260]) == {"rest"}
+
+
+def test_blocks_of_tokens_of_any_length() -> None:
+    model = shipped()
+    x_TC = walk(6000)[0].astype(np.float32)
+    gap_T = np.zeros(len(x_TC), bool)
+    whole = model.encode(x_TC, gap_T, ("a", "b", "c"), stride=3)
+    parts = encode.encode(model.network.encoder, x_TC, gap_T, ("a", "b", "c"), block=2048, stride=3)
+    np.testing.assert_allclose(parts.embed_NE.float(), whole.embed_NE.float(), rtol=2e-3, atol=2e-3)
+
+
 def test_units_and_the_order_of_channels_do_not_matter(whole: Segmenter) -> None:
     plain = seg().fit(X_TC, channels=["a", "b", "c"]).prompt(*SAID).predict()
     scaled = X_TC * np.array([1e3, 0.01, 7.0]) + np.array([5.0, -2.0, 1e4])

@@ -92,9 +92,9 @@ def test_costs_are_the_mean_chances_of_the_windows(model: BackendModel, rows: in
     torch.testing.assert_close(unary.cost_NK, by_hand, rtol=1e-3, atol=1e-3)
     coarse = model.read(found, "s", bank, "level1")
     assert coarse.labels == ("3+10", "7") and coarse.cost_NK.shape == (found.tokens, 2)
-    strange, limit = model.strangeness(found, bank, DEFAULT_LEVEL)
-    torch.testing.assert_close(strange, 1 - (-unary.cost_NK.min(1).values).exp())
-    assert 0 < limit < 1
+    strange = model.strangeness(found, bank, DEFAULT_LEVEL)
+    torch.testing.assert_close(strange.value_N, 1 - (-unary.cost_NK.min(1).values).exp())
+    assert 0 < strange.threshold < 1
 
 
 def test_a_token_is_what_training_would_write(model: BackendModel) -> None:

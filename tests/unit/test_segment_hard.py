@@ -21,6 +21,7 @@ from memtoken_cli.methods.memprompttss.levels import (
     runs,
 )
 from memtoken_cli.methods.memprompttss.model import Encoded, Unary
+from memtoken_cli.methods.memprompttss.potts import decode
 from memtoken_cli.methods.memprompttss.potts_sums import marginals
 
 LABELS = ("a", "b", "c")
@@ -92,6 +93,51 @@ def test_a_boundary_agrees_with_intervals_that_meet_there(row: int) -> None:
     prompts = [at(0, "a", end=row), at(row, "b", end=48), at(row, "", "boundary")]
     found = chained(encoded(48, 8), unary(torch.zeros(6, 2)), prompts, "default", Options())
     assert runs(found.states_T).tolist() == [[0, row], [row, 48]]
+
+
+def test_a_boundary_is_not_undone_by_the_next_token() -> None:
+    cost = torch.zeros(60, 2)
+    cost[:, 1] = 1.0
+    cost[30, 1] = 0.0  # one token alone would go over and back
+    found = chained(encoded(480, 8), unary(cost), [at(240, "", "boundary")], "default", Options())
+    lengths = np.diff(runs(found.states_T), axis=1)[:, 0]
+    assert 240 in runs(found.states_T)[:, 0] and lengths.min() >= hard.HELD * 8
+    # what is shown beside it is nearer the truth
+    shown = chained(
+        encoded(480, 8), unary(cost), [at(240, "", "boundary"), at(260, "a")], "default", Options()
+    )
+    assert shown.states_T[260] == 0 and 240 in runs(shown.states_T)[:, 0]
+
+
+def said(kind: str, row: int, length: int, label: str) -> Prompt:
+    span = row + length if kind == "same" else row + 1
+    return at(row, label if kind in ("label", "not") else "", kind, end=span)
+
+
+@given(
+    st.lists(
+        st.builds(
+            said,
+            st.sampled_from(["boundary", "boundary", "label", "not", "same", "no-boundary"]),
+            st.integers(1, 150),
+            st.integers(2, 30),
+            st.sampled_from("ab"),
+        ),
+        max_size=7,
+    ),
+    st.integers(2, 3),
+)
+def test_what_is_held_beside_boundaries_clashes_with_nothing(prompts: list[Prompt], K: int) -> None:
+    def ends(reach: int) -> bool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(hard, "HELD", reach)
+            try:
+                decode(torch.zeros(80, K), 2.0, hard.terms(prompts, LABELS[:K], 2, 160))
+            except DataError:
+                return False
+            return True
+
+    assert ends(8) == ends(1)
 
 
 def test_contradictions_name_both_prompts() -> None:

@@ -112,9 +112,24 @@ def test_dense_states_by_first_appearance() -> None:
     assert seg(states=2).fit_predict(X_TC).max() == 1
     with pytest.raises(UsageError, match="no series yet"):
         seg().predict()
-    assert len(seg(stride=6).fit(X_TC).predict().states_T) == len(X_TC)
-    with pytest.raises(UsageError, match="has 6 rows a token in a series of 3000"):
-        seg(stride=8).fit(X_TC)
+
+
+def test_rows_a_token_are_the_users_choice() -> None:
+    plain = seg().fit(X_TC).prompt(*SAID)
+    assert bits(seg(stride=6).fit(X_TC).prompt(*SAID).predict()) == bits(plain.predict())
+    fine = seg(stride=2).fit(X_TC).prompt(*SAID)
+    found = fine.predict()
+    assert found.stride == 2 and {written.stride for written in fine.memory.written} == {2}
+    assert (found.states_T == plain.predict().states_T).mean() > 0.95
+    # a bank of other tokens is encoded again, and back again it is what it was
+    other = seg(fine.memory).fit(X_TC)
+    assert other.changes.encoded_again == len(SAID)
+    assert bank_file.to_bytes(other.memory) == bank_file.to_bytes(plain.memory)
+    with pytest.raises(UsageError, match="stride=188 leaves fewer than 16 tokens of 3000 rows") as caught:
+        seg(stride=188).fit(X_TC)
+    assert caught.value.hint == "stride=187, or less"
+    assert len(seg(stride=187).fit(X_TC).predict().states_T) == len(X_TC)
+    assert len(seg(stride=1).fit(X_TC[:20]).predict().states_T) == 20
 
 
 def test_levels_are_independent_or_derived() -> None:
@@ -141,6 +156,24 @@ def test_one_label_is_said_and_boundaries_alone_cut() -> None:
     assert cut.states_T[1332] != cut.states_T[1333] and set(cut.states_T) == {"walk", "?"}
     none = seg(states=1).fit(X_TC).prompt({"row": 1333, "type": "boundary"}).predict()
     assert none.states_T[1332] != none.states_T[1333]
+
+
+def test_boundaries_alone_cut_what_was_found_without_them() -> None:
+    plain = seg().fit(X_TC).predict()
+    before = [s.start_row for s in plain.segments]
+    inside = before[2] + (before[3] - before[2]) // 3
+    cut = seg().fit(X_TC).prompt({"row": inside, "type": "boundary"}).predict()
+    assert [s.start_row for s in cut.segments] == [*before[:3], inside, *before[3:]]
+    # the shorter side is a state of its own; all else is what it was
+    new = cut.segments[2].state
+    assert new not in set(plain.states_T) and (cut.states_T == new).sum() == inside - before[2]
+    assert (cut.states_T[cut.states_T != new] == plain.states_T[cut.states_T != new]).all()
+    # a change that was found nearby is moved, not doubled
+    moved = seg().fit(X_TC).prompt({"row": before[2] + 20, "type": "boundary"}).predict()
+    assert [s.start_row for s in moved.segments] == [*before[:2], before[2] + 20, *before[3:]]
+    assert set(moved.states_T) == set(plain.states_T)
+    kept = seg(states=3).fit(X_TC).prompt({"row": inside, "type": "boundary"}).predict()
+    assert len(set(kept.states_T)) <= 3 and inside in [s.start_row for s in kept.segments]
 
 
 def test_what_is_unlike_every_memory_is_unknown() -> None:
@@ -212,3 +245,12 @@ def test_extremes_hold_every_value_and_gaps_stay_open() -> None:
     low, high = plot.extremes(x_TC, 10)
     assert np.isnan(low[:, 4:6]).all() and np.isfinite(low[:, :4]).all()
     assert low[0, 0] == x_TC[:100, 0].min() and high[1, 9] == x_TC[900:, 1].max()
+
+
+def test_tokens_are_kept_by_device_and_length(tmp_path: Path) -> None:
+    kept, series = cache.Cache(tmp_path), series_of(X_TC)
+    for model_, stride in ((Stub(), None), (Stub(), None), (Stub().on("cuda:1"), None), (Stub(), 2)):
+        assert kept.get(model_, series, stride).stride == (stride or 6)
+    assert kept.encoded == 3 and len(list(tmp_path.iterdir())) == 3
+    kept.get(Stub().on("cuda"), series)  # which of several GPUs does not matter
+    assert kept.encoded == 3

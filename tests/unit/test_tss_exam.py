@@ -11,10 +11,17 @@ import torch
 from memtoken_cli.data.labelled import Labelled
 from memtoken_cli.data.states import make
 from memtoken_cli.io.errors import UsageError
-from memtoken_cli.methods.memprompttss import exams, prompt_exam, transfer, transfer_exam, unsup_exam
+from memtoken_cli.methods.memprompttss import (
+    exams,
+    prompt_exam,
+    transfer,
+    transfer_exam,
+    unknown_exam,
+    unsup_exam,
+)
 from memtoken_cli.methods.memprompttss.boundary_clicks import boundary_clicks, worst_miss
 from memtoken_cli.methods.memprompttss.config import GeneratedSection
-from memtoken_cli.methods.memprompttss.exam_config import EvaluateKeys
+from memtoken_cli.methods.memprompttss.exam_config import PROMPT_ROWS, EvaluateKeys
 from memtoken_cli.methods.memprompttss.exam_data import Source, chained, reordered
 from memtoken_cli.methods.memprompttss.exam_plot import curves
 from memtoken_cli.methods.memprompttss.model import load_model
@@ -182,13 +189,34 @@ def test_prompt_table(subject: Subject) -> None:
     keys = EvaluateKeys(task="prompts", smoke=True, clicks=6)
     rows = prompt_exam.table([levels()], subject, exams.chosen("prompts", keys), keys, 0)
     by_part = {row["part"]: row for row in rows}
-    assert list(by_part) == ["interval", "boundary", "negative", "levels", "noise", "calibration", "suggest"]
+    assert tuple(by_part) == PROMPT_ROWS
+    assert by_part["unknown"]["found"] > 0.9 and by_part["unknown"]["false"] < 0.2
+    assert by_part["unknown"]["method"] == "5 points" and by_part["unknown"]["cases"] == 3
     assert by_part["interval"]["value"] > 0.9
     assert by_part["levels"]["consistent"] > 0.9
     assert 0 <= by_part["calibration"]["ece"] < 0.2
     assert 1 <= by_part["suggest"]["clicks90"] <= 7
     noise = [row["accuracy"] for row in rows if row["part"] == "noise"]
     assert len(noise) == 3
+
+
+def test_states_are_held_out_in_turn() -> None:
+    assert unknown_exam.left_out(levels(order=(1, 2)), 0) == []
+    assert sorted(unknown_exam.left_out(levels(), 0)) == [1, 2, 3]
+    many = levels(order=(1, 2, 3, 4, 5))
+    assert len(unknown_exam.left_out(many, 0)) == 3
+    assert unknown_exam.left_out(many, 0) != unknown_exam.left_out(many, 1)
+
+
+def test_more_points_ask_for_less_to_be_unknown(subject: Subject) -> None:
+    scene = levels()
+    limits = []
+    for k in (1, 3, 5):
+        rows = subject.written(scene, points(transfer.drawn(scene, k, 0)))
+        strange = subject.model.strangeness(subject.encoded(scene), rows, "default")
+        limits.append(strange.threshold)
+        assert strange.known == 2.0
+    assert limits[0] == pytest.approx(3.2) and limits[0] > limits[1] > limits[2]
 
 
 def test_wrong_labels() -> None:
@@ -212,13 +240,30 @@ def test_interval_is_the_middle_half() -> None:
 def test_unsupervised_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unsup_exam.importlib.util, "find_spec", lambda name: None)
     series = [levels(name, seed).series for seed, name in enumerate("ab")]
-    rows = unsup_exam.table(series, ("tss", "whole", "pelt"), EvaluateKeys(), 0)
+    rows = unsup_exam.table(series, ("tss", "whole", "pelt", "clap"), EvaluateKeys(), 0)
     found = {row["method"]: row for row in rows}
     assert found["pelt"] == {"method": "pelt", "skipped": "pip install 'memtok[segmentation]'"}
+    assert found["clap"] == {"method": "clap", "skipped": "pip install claspy"}
     assert found["whole"]["covering"] == pytest.approx(1 / 6)
     assert found["whole"]["ami"] == pytest.approx(0)
     assert found["whole"]["over_covering"] == pytest.approx(found["tss"]["covering"] - 1 / 6)
     assert [one["name"] for one in found["tss"]["series"]] == ["a", "b"]
+
+
+def test_other_packages_get_no_long_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    series = [levels("a").series, levels("b", order=(1, 2, 3)).series]
+    asked: list[int] = []
+    slow = (lambda x_TC: asked.append(len(x_TC)) or np.zeros(len(x_TC), np.int64), "numpy")
+    monkeypatch.setattr(unsup_exam, "ENTRANTS", {**unsup_exam.ENTRANTS, "pelt": slow})
+    notes: list[str] = []
+    keys = EvaluateKeys(longest=600)
+    rows = unsup_exam.table(series, ("tss", "pelt"), keys, 0, notes.append)
+    ours, theirs = rows
+    assert asked == [600] and (ours["of"], theirs["of"]) == (2, 1)
+    assert "the 1 series of at most 600 rows" in notes[0]
+    alone = next(one for one in ours["series"] if one["name"] == "b")
+    assert theirs["over_covering"] == pytest.approx(alone["covering"] - theirs["covering"])
+    assert len(unsup_exam.table(series, ("tss", "pelt"), EvaluateKeys(longest=1), 0)) == 1
 
 
 def test_pieces_of_change_points() -> None:

@@ -21,7 +21,7 @@ from memtoken_cli.data.prompts import DEFAULT_LEVEL, Prompt
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.memprompttss.hand import stride_for
 from memtoken_cli.methods.memprompttss.memprompt import MemPrompt
-from memtoken_cli.methods.memprompttss.model import Encoded, Unary, Written
+from memtoken_cli.methods.memprompttss.model import Encoded, Strange, Unary, Written
 from memtoken_cli.methods.memprompttss.placement import BOUNDARY, CORRECT, LABEL, WRONG
 from memtoken_cli.methods.memprompttss.train import Trained, open_trained
 from memtoken_cli.methods.memprompttss.windows import Geometry
@@ -53,6 +53,14 @@ class BackendModel:
     def features(self) -> int:
         return FEATURES
 
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    def on(self, device: str) -> BackendModel:
+        """Itself: a series is only standardised before it is read."""
+        return self
+
     def stride_for(self, rows: int) -> int:
         return stride_for(rows)
 
@@ -65,7 +73,13 @@ class BackendModel:
             )
         return tuple("+".join(map(str, ids)) for ids in self.trained.classes[names.index(level)])
 
-    def encode(self, values_TC: np.ndarray, gap_T: np.ndarray, channels: Sequence[str]) -> Encoded:
+    def encode(
+        self,
+        values_TC: np.ndarray,
+        gap_T: np.ndarray,
+        channels: Sequence[str],
+        stride: int | None = None,
+    ) -> Encoded:
         """Standardised as in training. Raises DataError where the channels are not those of the training."""
         known = self.trained.channels
         lacking = [name for name in known if name not in channels]
@@ -79,7 +93,7 @@ class BackendModel:
         order = list(range(len(known))) if lacking else [list(channels).index(name) for name in known]
         x_TC = (torch.from_numpy(values_TC[:, order]) - self.trained.mean_C) / self.trained.std_C
         x_TC = torch.nan_to_num(x_TC)
-        T, s = len(x_TC), self.stride_for(len(x_TC))
+        T, s = len(x_TC), stride or self.stride_for(len(x_TC))
         N = -(-T // s)
         padded = x_TC[torch.arange(N * s).clamp(max=T - 1)]
         gap_N = torch.from_numpy(gap_T)[torch.arange(N * s).clamp(max=T - 1)].view(N, s).all(1)
@@ -141,10 +155,10 @@ class BackendModel:
         weight_P[torch.tensor(mine)] = self.network.attends(self.network.encoder(x_TC[None]), bank_1MD)[0]
         return weight_P
 
-    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> tuple[Tensor, float]:
-        """[N] one minus the chance of the likeliest class."""
+    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> Strange:
+        """One minus the chance of the likeliest class."""
         cost_NK = self.read(encoded, "", written, level).cost_NK
-        return 1 - (-cost_NK.min(1).values).exp(), STRANGE
+        return Strange(1 - (-cost_NK.min(1).values).exp(), STRANGE, STRANGE)
 
     def _chances(self, encoded: Encoded, written: Sequence[Written], level: str) -> Tensor:
         """[T,K] of every row: the mean over the windows that it lies in, the last one moved inside the

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memtoken_cli.data.prompts import Prompt
+from memtoken_cli.methods.memprompttss.hand import moments
 from memtoken_cli.methods.memprompttss.model import Encoded, Model, Written
 
 if TYPE_CHECKING:
     from memtoken_cli.data.series import Series
 
-BLOCK = 65_536  # rows
 Key = tuple[str, str]  # series, id of the prompt
 
 
@@ -39,7 +39,7 @@ class Known:
 
     @classmethod
     def of(cls, series: Series, encoded: Encoded) -> Known:
-        mean_C, std_C = _moments(series)
+        mean_C, std_C = moments(series.values_TC, series.gap_T)
         return cls(
             series.name,
             series.fingerprint,
@@ -47,8 +47,8 @@ class Known:
             series.step,
             encoded.stride,
             series.channels,
-            mean_C,
-            std_C,
+            tuple((mean_C + series.offset_C).tolist()),
+            tuple(std_C.tolist()),
         )
 
     def fits(self, series: Series, encoded: Encoded) -> bool:
@@ -182,20 +182,3 @@ def same(a: Prompt, b: Prompt) -> bool:
 def _order(row: Row) -> tuple[object, ...]:
     p = row.written.prompt
     return (row.written.series, p.level, p.start, p.end, p.type, p.labels, p.id)
-
-
-def _moments(series: Series) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of every channel outside gaps, block by block: no copy of the series."""
-    import numpy as np
-
-    def total(power: int, centre_C: np.ndarray) -> np.ndarray:
-        sum_C = np.zeros(len(series.channels))
-        for a in range(0, len(series), BLOCK):
-            part_TC = series.values_TC[a : a + BLOCK][~series.gap_T[a : a + BLOCK]].astype(np.float64)
-            sum_C += ((part_TC - centre_C) ** power).sum(0)
-        return sum_C
-
-    count = max(1, int((~series.gap_T).sum()))
-    mean_C = total(1, np.zeros(len(series.channels))) / count
-    std_C = np.sqrt(total(2, mean_C) / count)
-    return tuple((mean_C + series.offset_C).tolist()), tuple(std_C.tolist())

@@ -20,6 +20,7 @@ from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.memprompttss.model import Encoded, Model
 
+FEWEST = 16  # tokens of a series whose length of a token was asked for
 LIMIT = 1 << 30  # bytes
 LARGEST = 1 << 28  # bytes of one series' tokens that are kept: writing them takes as much memory again
 HAND, EMBED, GAP = "hand_NF", "embed_NE", "gap_N"
@@ -33,17 +34,27 @@ class Cache:
     folder: Path | None
     encoded: int = 0
 
-    def get(self, model: Model, series: Series) -> Encoded:
-        """The series' tokens, from the cache or from the model; the same either way."""
-        stride = model.stride_for(len(series))
+    def get(self, model: Model, series: Series, stride: int | None = None) -> Encoded:
+        """The series' tokens, from the cache or from the model; the same either way. stride: rows a token, if
+        not as many as the model says. Raises UsageError where that leaves hardly a token."""
+        stride = _allowed(stride, series) or model.stride_for(len(series))
         path = None if self.folder is None else self.folder / (_key(model, series, stride) + SUFFIX)
         if path is not None and (found := _load(path, series, stride)) is not None:
             return found
         self.encoded += 1
-        made = model.encode(series.values_TC, series.gap_T, series.channels)
+        made = model.encode(series.values_TC, series.gap_T, series.channels, stride)
         if path is not None:
             _save(path, made)
         return made
+
+
+def _allowed(stride: int | None, series: Series) -> int | None:
+    if stride is not None and stride > 1 and len(series) < FEWEST * stride:
+        raise UsageError(
+            f"stride={stride} leaves fewer than {FEWEST} tokens of {len(series)} rows",
+            hint=f"stride={max(1, len(series) // FEWEST)}, or less",
+        )
+    return stride
 
 
 def folder_of(key: str) -> Path | None:
@@ -60,7 +71,8 @@ def folder_of(key: str) -> Path | None:
 
 def _key(model: Model, series: Series, stride: int) -> str:
     """Over the rows in hand: two ways of resampling give one file two of these."""
-    parts = [model.digest, model.features, list(series.values_TC.shape), stride, list(series.channels), "cpu"]
+    kind = model.device.partition(":")[0]  # other units round otherwise
+    parts = [model.digest, model.features, list(series.values_TC.shape), stride, list(series.channels), kind]
     total = hashlib.sha256(json.dumps(parts).encode())
     total.update(np.ascontiguousarray(series.values_TC).data)
     return total.hexdigest()[:40]

@@ -11,7 +11,8 @@ batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from memtoken_cli.methods.memprompttss.hand import SHORT, centres, halo, hand_features, stride_for
+from memtoken_cli.methods.memprompttss.hand import (
+    BLOCK,
+    SHORT,
+    centres,
+    flat,
+    halo,
+    hand_features,
+    moments,
+    stride_for,
+)
 from memtoken_cli.methods.memprompttss.model import Encoded
 
-BLOCK = 65_536  # rows: the canonical unit, whatever unit a series was read in
 PATCH = 16
 COARSE = 4  # the second rate: one row for so many
 WINDOWS = (16, 64, 256)
@@ -61,14 +70,16 @@ class Encoder(nn.Module):
         h_NCD = self.inner(x_NCf)
         weight_NCH = self.query(h_NCD).softmax(1)
         v_NCHd = self.value(h_NCD).unflatten(2, (self.heads, -1))
-        return self.norm((weight_NCH[..., None] * v_NCHd).sum(1).flatten(1))
+        pooled_ND: Tensor = self.norm((weight_NCH[..., None] * v_NCHd).sum(1).flatten(1))
+        return pooled_ND
 
     def time(self, x_BND: Tensor) -> Tensor:
         """Tokens to tokens that know their surroundings, [B,N,D]."""
         for norm, convolution in zip(self.norms, self.convolutions, strict=True):
             mixed_BDN = convolution(norm(x_BND).transpose(1, 2))
             x_BND = x_BND + nn.functional.gelu(mixed_BDN).transpose(1, 2)
-        return self.out(x_BND)
+        out_BND: Tensor = self.out(x_BND)
+        return out_BND
 
 
 def windows_for(rows: int) -> tuple[int, ...]:
@@ -95,18 +106,21 @@ def encode(
     gap_T: NDArray[np.bool_],
     channels: Sequence[str],
     block: int = BLOCK,
+    stride: int | None = None,
 ) -> Encoded:
-    """A whole series, in blocks of rows with a halo; embeddings and features are rounded to float16."""
+    """A whole series, in blocks of rows with a halo, where the encoder lies; embeddings and features are
+    rounded to float16. stride: rows a token, if not as many as `stride_for` says."""
     rows, C = values_TC.shape
-    stride = stride_for(rows)
-    mean_C, std_C = moments(values_TC, gap_T)
+    stride = stride or stride_for(rows)
+    mean_C, std_C = _scale(values_TC, gap_T)
     reach = _reach(stride)
+    device = encoder.out.weight.device
     windows = windows_for(rows)
     first = sum(PER_WINDOW[: len(windows)])
     N = -(-rows // stride)
     hand_NF = torch.empty(N, C * first, dtype=torch.float16)
     embed_ND = torch.empty(N, encoder.out.out_features, dtype=torch.float16)
-    unit = block // stride * stride
+    unit = max(1, block // (stride * COARSE)) * stride * COARSE
     for a in range(0, rows, unit):
         b = min(a + unit, rows)
         low, high = max(0, a - reach), min(rows, b + reach)
@@ -116,30 +130,33 @@ def encode(
         kept = slice((a - low) // stride, (a - low) // stride + -(-(b - a) // stride))
         place = slice(a // stride, a // stride + (kept.stop - kept.start))
         hand_NF[place] = torch.from_numpy(x_NCf[kept, :, PATCH : PATCH + first].reshape(-1, C * first)).half()
-        with torch.no_grad():
-            x_ND = torch.cat([encoder.channels(part) for part in torch.from_numpy(x_NCf).split(8192)])
-            embed_ND[place] = encoder.time(x_ND[None])[0, kept].half()
+        with torch.no_grad(), exact(device):
+            parts = torch.from_numpy(x_NCf).split(8192)
+            x_ND = torch.cat([encoder.channels(part.to(device)) for part in parts])
+            embed_ND[place] = encoder.time(x_ND[None])[0, kept].half().cpu()
     gap_N = torch.from_numpy(gap_T[centres(rows, stride)])
     return Encoded(rows, stride, _standardised(hand_NF, gap_N), embed_ND, tuple(channels), gap_N)
 
 
-def moments(values_TC: Singles, gap_T: NDArray[np.bool_]) -> tuple[Singles, Singles]:
-    """Mean and deviation of each channel outside gaps, merged block by block (Chan et al.); a constant
-    channel's deviation is 1."""
-    C = values_TC.shape[1]
-    count, mean_C, square_C = 0, np.zeros(C), np.zeros(C)
-    for a in range(0, len(values_TC), BLOCK):
-        part = values_TC[a : a + BLOCK][~gap_T[a : a + BLOCK]].astype(np.float64)
-        if not len(part):
-            continue
-        own_C = part.mean(0)
-        gap_C = own_C - mean_C
-        total = count + len(part)
-        square_C += ((part - own_C) ** 2).sum(0) + gap_C**2 * count * len(part) / total
-        mean_C += gap_C * len(part) / total
-        count = total
-    std_C = np.sqrt(square_C / max(count, 1))
-    std_C[std_C <= 1e-7 * np.maximum(np.abs(mean_C), 1e-30)] = 1
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """float32 as it is written: a GPU would round factors to TF32."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _scale(values_TC: Singles, gap_T: NDArray[np.bool_]) -> tuple[Singles, Singles]:
+    """Mean and deviation of each channel; a constant one's is 1."""
+    mean_C, std_C = moments(values_TC, gap_T)
+    std_C[flat(mean_C, std_C)] = 1
     return mean_C.astype(np.float32), std_C.astype(np.float32)
 
 

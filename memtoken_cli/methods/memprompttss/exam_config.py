@@ -40,7 +40,7 @@ TRANSFER_ROWS = (
     "tss-home-shuffled",
     "majority",
 )
-PROMPT_ROWS = ("interval", "boundary", "negative", "levels", "noise", "calibration", "suggest")
+PROMPT_ROWS = ("interval", "boundary", "negative", "levels", "noise", "calibration", "unknown", "suggest")
 SPEED_ROWS = ("encode", "refine", "refine-cold", "process")
 UNSUP_ROWS = ("tss", "whole", "claspy", "clap", "pelt", "binseg", "window")
 
@@ -62,6 +62,8 @@ class EvaluateKeys(Section):
         shuffle: transfer also to the next series with its segments in another order.
         coarse: fine states of one coarse state, where they are many-to-one: {1: 1, 2: 1}; left out: merged in
             pairs by first occurrence.
+        longest: rows of a series that other packages than ours are given without prompts: their time grows
+            with the square.
         limit: at most so many series. smoke: a short form of the task, under a minute.
         plot: the curve of accuracy over clicks as a picture (.png, .svg, .pdf).
         sizes: rows of the speed task's series.
@@ -77,6 +79,7 @@ class EvaluateKeys(Section):
     pairs: Literal["next", "same", "other"] = "next"
     shuffle: bool = True
     coarse: dict[int, int] | None = None
+    longest: int = Field(default=20_000, ge=1)
     limit: int | None = Field(default=None, ge=1)
     smoke: bool = False
     plot: str | None = None

@@ -67,8 +67,8 @@ class Said:
         return float((self.left_PK.argmin(1) == slot_P)[fair_P].float().mean())
 
 
-def view(x_NF: Tensor, gap_N: Tensor, channels: int) -> View:
-    scatter = metric.scatter(x_NF, ~gap_N, channels)
+def view(x_NF: Tensor, gap_N: Tensor, channels: int, pace: float = 1.0) -> View:
+    scatter = metric.scatter(x_NF, ~gap_N, channels, pace)
     inverse = metric.whitening(scatter, NEAR_SHRINK)
     half = metric.root(metric.whitening(scatter, HEAD_SHRINK))
     some = x_NF[:: max(1, len(x_NF) // 4096)].float()

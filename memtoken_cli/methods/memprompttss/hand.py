@@ -1,7 +1,8 @@
 """Hand features of a series' tokens: level, spread, roughness and band energies over moving windows.
 
 Channel by channel and linear in the rows (running sums in float64). Filling gaps, cutting a long series into
-blocks and normalising features over the whole of it are the caller's; `zscore` and `standardise` help.
+blocks and normalising features over the whole of it are the caller's; `moments`, `zscore` and `standardise`
+help.
 
 Shape suffixes: T rows, C channels, N tokens, f features of one channel, F features of a token (C f).
 """
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 VERSION = 1  # of the features: banks and caches hold it
 BANDS = (4, 8, 16, 32)
 SHORT = 4000  # rows, below which windows are short
+BLOCK = 65_536  # rows: the canonical unit, whatever unit a series was read in
 Floats = NDArray[np.float64]
 Singles = NDArray[np.float32]
 
@@ -108,21 +110,39 @@ class _Running:
         return chosen
 
 
+def moments(values_TC: NDArray[np.floating], gap_T: NDArray[np.bool_] | None = None) -> tuple[Floats, Floats]:
+    """Mean and deviation of each channel outside gaps, merged block by block (Chan et al.): no copy of the
+    series."""
+    C = values_TC.shape[1]
+    count, mean_C, square_C = 0, np.zeros(C), np.zeros(C)
+    for a in range(0, len(values_TC), BLOCK):
+        part = values_TC[a : a + BLOCK]
+        part = (part if gap_T is None else part[~gap_T[a : a + BLOCK]]).astype(np.float64)
+        if not len(part):
+            continue
+        own_C = part.mean(0)
+        gap_C = own_C - mean_C
+        total = count + len(part)
+        square_C += ((part - own_C) ** 2).sum(0) + gap_C**2 * count * len(part) / total
+        mean_C += gap_C * len(part) / total
+        count = total
+    return mean_C, np.sqrt(square_C / max(count, 1))
+
+
+def flat(mean_C: Floats, std_C: Floats) -> NDArray[np.bool_]:
+    """[C] whether a channel's deviation is what rounding alone makes of a constant."""
+    found: NDArray[np.bool_] = std_C <= 1e-7 * np.maximum(np.abs(mean_C), 1e-30)
+    return found
+
+
 def zscore(
     values_TC: NDArray[np.floating], gap_T: NDArray[np.bool_] | None = None
 ) -> tuple[Singles, Floats, Floats]:
     """Values of mean 0 and deviation 1 a channel over rows outside gaps, with the mean and deviation of each;
     gaps become 0. A constant channel becomes 0."""
-    kept_T = slice(None) if gap_T is None or not gap_T.any() else ~gap_T
-    values = values_TC[kept_T].astype(np.float64)
-    if not len(values):
-        values = np.zeros((1, values_TC.shape[1]))
-    mean_C = values.mean(0)
-    std_C = values.std(0)
-    # what rounding alone makes of a constant
-    flat_C = std_C <= 1e-7 * np.maximum(np.abs(mean_C), 1e-30)
-    scale_C = np.where(flat_C, 1.0, std_C)
-    scaled = ((values_TC - mean_C) / scale_C).astype(np.float32)
+    mean_C, std_C = moments(values_TC, gap_T)
+    flat_C = flat(mean_C, std_C)
+    scaled = ((values_TC - mean_C) / np.where(flat_C, 1.0, std_C)).astype(np.float32)
     scaled[:, flat_C] = 0
     if gap_T is not None:
         scaled[gap_T] = 0

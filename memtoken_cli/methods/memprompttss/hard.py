@@ -13,13 +13,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from memtoken_cli.data.prompts import Prompt
 from memtoken_cli.io.errors import DataError
-from memtoken_cli.methods.memprompttss.potts import Hard
+from memtoken_cli.methods.memprompttss.potts import FORCED, STUCK, Hard
 
 RULED = 0.75  # of the way from a negative to where its state is shown: at half, one in ten wrong runs kept it
+HELD = 8  # tokens beside a boundary that keep one state: a change parts two segments, and none is that short
 IMPOSSIBLE = 1e4  # cost of a state that a negative takes off its run; finite: no prompts clash over it
 
 
@@ -72,7 +74,8 @@ def terms(prompts: Sequence[Prompt], labels: Sequence[str], stride: int, rows: i
         shown = (fixed_N >= 0).nonzero()[:, 0]
         forbidden[shown, fixed_N[shown]] = False
     _switches(prompts, switch_N, fixed_N, stride, rows)
-    return Hard(fixed_N, forbidden, switch_N)
+    bound_N = fixed_N >= 0 if forbidden is None else (fixed_N >= 0) | forbidden.any(1)
+    return Hard(fixed_N, forbidden, held(switch_N, bound_N))
 
 
 def _beside(prompt: Prompt, at: range, edges: dict[int, int], stride: int) -> range:
@@ -100,7 +103,7 @@ def _switches(prompts: Sequence[Prompt], switch_N: Tensor, fixed_N: Tensor, stri
             for j in range(at.start + 1, at.stop):
                 ruled.setdefault(j, prompt)
     for edge, prompt in ruled.items():
-        switch_N[edge] = -1
+        switch_N[edge] = STUCK
         a, b = int(fixed_N[edge - 1]), int(fixed_N[edge])
         if a >= 0 and b >= 0 and a != b:
             shown = [p for p in prompts if p.type == "label" and _touches(p, edge, stride, rows)]
@@ -114,7 +117,28 @@ def _switches(prompts: Sequence[Prompt], switch_N: Tensor, fixed_N: Tensor, stri
             if a >= 0 and a == b:
                 shown = [p for p in prompts if p.type == "label" and _touches(p, edge, stride, rows)]
                 raise clash(prompt, *([p for p in shown if p.start < prompt.start < p.end] or shown))
-            switch_N[edge] = 1
+            switch_N[edge] = FORCED
+
+
+def held(switch_N: Tensor, bound_N: Tensor) -> Tensor:
+    """Edges without a switch beside those where one is forced, so that the change that was shown is not
+    undone by the next token: up to HELD tokens, to the middle between two changes, and not as far as another
+    hard term (bound_N: tokens that have one), so that no hard term clashes over it."""
+    out_N = switch_N.clone()
+    forced = (switch_N == FORCED).nonzero()[:, 0].tolist()
+    count = len(switch_N)
+    for before, edge, after in zip([-count, *forced], forced, [*forced[1:], 2 * count], strict=False):
+        for first, step, reach in ((edge, 1, after - edge), (edge - 1, -1, edge - before)):
+            token = first
+            for _ in range(min(HELD, reach // 2) - 1):
+                token += step
+                if not 0 <= token < count or bound_N[token] or bound_N[token - step]:
+                    break
+                near, far = (token, token + 1) if step > 0 else (token + 1, token)
+                if switch_N[near] or (0 < far < count and switch_N[far]):
+                    break
+                out_N[near] = STUCK
+    return out_N
 
 
 def _touches(prompt: Prompt, edge: int, stride: int, rows: int) -> bool:
@@ -164,7 +188,7 @@ def around(states_N: Tensor, prompts: Sequence[Prompt], labels: Sequence[str], f
             for j in {at.start, at.stop - 1}:
                 if int(states_N[j]) != k:
                     continue
-                start, end = _run(states_N, j)
+                start, end = run_of(states_N.numpy(), j)
                 shown = (fixed_N[start:end] == k).nonzero()[:, 0] + start
                 left, right = shown[shown < j], shown[shown > j]
                 start = j - int(RULED * (j - int(left[-1]))) if len(left) else start
@@ -173,12 +197,12 @@ def around(states_N: Tensor, prompts: Sequence[Prompt], labels: Sequence[str], f
     return ruled_NK
 
 
-def _run(states_N: Tensor, at: int) -> tuple[int, int]:
+def run_of(states_N: NDArray[np.integer], at: int) -> tuple[int, int]:
     """[start, end) of the run of one state around a token."""
-    before = (states_N[:at] != states_N[at]).nonzero()[:, 0]
-    after = (states_N[at:] != states_N[at]).nonzero()[:, 0]
-    start = int(before[-1]) + 1 if len(before) else 0
-    return start, at + int(after[0]) if len(after) else len(states_N)
+    (changes,) = np.nonzero(states_N[1:] != states_N[:-1])
+    place = int(np.searchsorted(changes, at))
+    start = int(changes[place - 1]) + 1 if place else 0
+    return start, int(changes[place]) + 1 if place < len(changes) else len(states_N)
 
 
 def overlay(states_T: np.ndarray, prompts: Sequence[Prompt], labels: Sequence[str], stride: int) -> None:

@@ -1,6 +1,6 @@
-"""Closed-form heads on the tokens around prompts: class-balanced ridge, and multinomial logistic regression.
+"""The head on the tokens around prompts: class-balanced multinomial logistic regression.
 
-Both know, for every sample, what they would have said without the prompt it came from (`leave_out`), because
+It knows, for every sample, what it would have said without the prompt it came from (`leave_out`), because
 that is the only honest evidence a handful of prompts gives. Which tokens become samples is the reader's.
 
 Solved in float64, in whichever of samples and features there are fewer; scores are float32.
@@ -19,73 +19,6 @@ from torch import Tensor
 
 Floats = NDArray[np.float64]
 STEPS = 200  # of L-BFGS at most; it takes about 25
-
-
-@dataclass(frozen=True)
-class Head:
-    """Ridge to indicators: least sum_i w_i |y_i - b - W x_i|^2 + ridge |W|^2, with weights w_i of mean 1 and
-    an intercept that is not shrunk. `scores` are near 1 for the class and near 0 for others."""
-
-    weight_FK: Tensor
-    bias_K: Tensor
-    left_MK: Tensor
-
-    @classmethod
-    def fit(
-        cls,
-        x_MF: Tensor,
-        y_M: Tensor,
-        group_M: Tensor,
-        K: int,
-        weight_M: Tensor | None = None,
-        ridge: float = 30.0,
-        balance: float = 1.0,
-    ) -> Head:
-        """group_M: the prompt of each sample. balance: 1 gives every class the same total weight, 0 every
-        sample. Raises ValueError for no sample, a class without one, or a ridge that is not above 0."""
-        x, y, w_M = _samples(x_MF, y_M, K, weight_M, balance)
-        if ridge <= 0:
-            raise ValueError(f"a ridge of {ridge}")
-        M, F = x.shape
-        share_M = w_M / w_M.sum()
-        middle_F, mean_K = share_M @ x, share_M @ y
-        x, y = x - middle_F, y - mean_K
-        root_M1 = np.sqrt(w_M)[:, None]
-        xs = x * root_M1
-        # P with x P x^T w the hat matrix of centred data: by features, or (Woodbury) by samples
-        if M > F:
-            half_FM = _half(xs.T @ xs, ridge, x.T)
-            weight_FK = _solve(xs.T @ xs, ridge, xs.T @ (y * root_M1))
-            fit_MK = x @ weight_FK
-        else:
-            gram_MM = xs @ xs.T
-            alpha_MK = _solve(gram_MM, ridge, y * root_M1)
-            weight_FK = xs.T @ alpha_MK
-            fit_MK = x @ weight_FK
-            half_FM = None
-            hat_MM = (gram_MM - gram_MM @ _solve(gram_MM, ridge, gram_MM)) / ridge
-            hat_MM = hat_MM / root_M1 / root_M1.T
-        left_MK = np.empty_like(y)
-        for at in _groups(group_M):
-            if len(at) == M:
-                left_MK[at] = -mean_K  # nothing is known without it: zeros
-                continue
-            block = half_FM[:, at].T @ half_FM[:, at] if half_FM is not None else hat_MM[np.ix_(at, at)]
-            hat = (block + 1 / w_M.sum()) * w_M[at]
-            # y - prediction without the group = (1 - H)^-1 (y - prediction)
-            left_MK[at] = y[at] - np.linalg.solve(np.eye(len(at)) - hat, y[at] - fit_MK[at])
-        bias_K = mean_K - middle_F @ weight_FK
-        return cls(_single(weight_FK), _single(bias_K), _single(left_MK + mean_K))
-
-    def scores(self, x_NF: Tensor) -> Tensor:
-        """[N,K] float32."""
-        return x_NF.float() @ self.weight_FK + self.bias_K
-
-    def leave_out(self) -> Tensor:
-        """[M,K] float32: the scores of every sample from a fit without its group's samples, in closed form.
-
-        Weights stay as they are; a class that only the group has then scores 0; with one group, all do."""
-        return self.left_MK
 
 
 @dataclass(frozen=True)
@@ -108,7 +41,9 @@ class Logistic:
         C: float = 0.1,
         balance: float = 1.0,
     ) -> Logistic:
-        """Arguments and errors as `Head.fit`'s. Solved by L-BFGS to a slope of 1e-5."""
+        """group_M: the prompt of each sample. balance: 1 gives every class the same total weight, 0 every
+        sample. Solved by L-BFGS to a slope of 1e-5. Raises ValueError for no sample, a class without one, or
+        a C that is not above 0."""
         x, y, w_M = _samples(x_MF, y_M, K, weight_M, balance)
         if C <= 0:
             raise ValueError(f"C is {C}")
@@ -161,13 +96,6 @@ def _groups(group_M: Tensor) -> list[NDArray[np.int64]]:
     order = np.argsort(group, kind="stable")
     cuts = np.nonzero(np.diff(group[order]))[0] + 1
     return np.split(order, cuts)
-
-
-def _solve(gram_DD: Floats, ridge: float, right: Floats) -> Floats:
-    from scipy.linalg import cho_factor, cho_solve
-
-    found: Floats = cho_solve(cho_factor(gram_DD + ridge * np.eye(len(gram_DD)), lower=True), right)
-    return found
 
 
 def _half(gram_DD: Floats, ridge: float, right: Floats) -> Floats:

@@ -72,7 +72,9 @@ def decode_level(
     DataError for prompts that contradict each other."""
     own = tuple(row.written.prompt for row in bank.of(series) if row.written.prompt.level == level)
     unary = model.read(encoded, series, bank.written, level, options.order)
-    unary = replace(unary, lam=unary.lam * options.smooth)
+    # a token of other rows than the model is used to counts for as much of the series
+    share = encoded.stride / model.stride_for(encoded.rows)
+    unary = replace(unary.times(share), lam=unary.lam * options.smooth)
     if options.unknown or terms.needs_another(own, unary.labels, encoded.stride, encoded.rows):
         unary = unknown.extended(model, encoded, bank, level, unary)
     return chained(encoded, unary, own, level, options, gap_T)

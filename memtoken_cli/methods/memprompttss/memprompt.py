@@ -150,10 +150,7 @@ class MemPrompt(nn.Module):
 
     def encode(self, x_BLC: Tensor) -> Tensor:
         """z_BWND; with `window_stats` one more token a window."""
-        x_BWTC = self.geometry.cut(x_BLC)
-        z: Tensor = self.encoder(x_BWTC.flatten(0, 1))
-        z_BWND: Tensor = z.unflatten(0, x_BWTC.shape[:2])
-        return z_BWND
+        return self.encoder.windows(x_BLC, self.geometry)
 
     def step(self, x_BLC: Tensor, z_BWND: Tensor, old: State, said: Said, level: int) -> tuple[State, Tensor]:
         """Write these prompts behind the old tokens, then read all; the newest `capacity` are the new

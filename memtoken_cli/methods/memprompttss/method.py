@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memtoken_cli.engine.method import Run, SegmentCall, Segmented
+from memtoken_cli.engine.method import Run
+from memtoken_cli.engine.segmenting import SegmentCall, Segmented
 from memtoken_cli.methods.memprompttss import SPEC
 from memtoken_cli.methods.memprompttss.exam_config import EvaluateKeys
 from memtoken_cli.recipe.schema import Recipe

@@ -19,18 +19,19 @@ MOST = 20_000  # differences of each lag
 WIDEST = 640  # features; more are whitened channel by channel
 
 
-def scatter(x_NF: Tensor, kept_N: Tensor, channels: int) -> Tensor:
+def scatter(x_NF: Tensor, kept_N: Tensor, channels: int, pace: float = 1.0) -> Tensor:
     """[F,F] half the mean outer product of differences over LAGS, trimmed, float32; or one block a channel
     [C,f,f] where F is above WIDEST.
 
-    kept_N: tokens that count. A series that is too short or constant gives the identity.
+    kept_N: tokens that count. pace: how many tokens there are for one of the usual length, so that lags mean
+    the same rows. A series that is too short or constant gives the identity.
     """
     N, F = x_NF.shape
     wide = F > WIDEST and F % channels == 0
     blocks = channels if wide else 1
     total = torch.zeros(blocks, F // blocks, F // blocks)
     count = 0
-    for lag in LAGS:
+    for lag in (max(1, round(lag * pace)) for lag in LAGS):
         if 2 * lag >= N:
             continue
         both_N = kept_N[lag:] & kept_N[:-lag]
@@ -61,12 +62,15 @@ def applied(inverse: Tensor, x_PF: Tensor) -> Tensor:
     """[P,F]: the points times the metric."""
     if inverse.dim() == 2:
         return x_PF @ inverse
-    return torch.einsum("pcf,cfg->pcg", x_PF.unflatten(1, inverse.shape[:2]), inverse).flatten(1)
+    x_PCf = x_PF.unflatten(1, inverse.shape[:2])
+    pulled_PF: Tensor = torch.einsum("pcf,cfg->pcg", x_PCf, inverse).flatten(1)
+    return pulled_PF
 
 
 def root(inverse: Tensor) -> Tensor:
     """A matrix (or one a channel) R with R R^T the metric: x R is whitened."""
-    return torch.linalg.cholesky(inverse.double()).float()
+    lower: Tensor = torch.linalg.cholesky(inverse.double()).float()
+    return lower
 
 
 def distances(x_NF: Tensor, y_PF: Tensor, inverse: Tensor) -> Tensor:

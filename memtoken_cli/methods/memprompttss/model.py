@@ -11,7 +11,7 @@ memory token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -80,6 +80,23 @@ class Unary:
     switch_KK: Tensor | None = None
     free_NK: Tensor | None = None
 
+    def times(self, share: float) -> Unary:
+        """The same with every token's costs multiplied."""
+        if share == 1:
+            return self
+        free_NK = None if self.free_NK is None else self.free_NK * share
+        return replace(self, cost_NK=self.cost_NK * share, free_NK=free_NK)
+
+
+@dataclass(frozen=True, eq=False)
+class Strange:
+    """[N] how unlike every prompt a token is. threshold: above it a token is unknown; known: below it, and up
+    to twice as much, a user may still be asked about it (`suggest`)."""
+
+    value_N: Tensor
+    threshold: float
+    known: float
+
 
 class Model(Protocol):
     """name: what the user calls it. digest: of its weights. features: version of the hand features."""
@@ -90,14 +107,28 @@ class Model(Protocol):
     def digest(self) -> str: ...
     @property
     def features(self) -> int: ...
+    @property
+    def device(self) -> str:
+        """Where series are encoded; everything else is the CPU's."""
+        ...
+
+    def on(self, device: str) -> Model:
+        """The same model, encoding there."""
+        ...
 
     def stride_for(self, rows: int) -> int:
         """Rows a token of a series of this length."""
         ...
 
-    def encode(self, values_TC: np.ndarray, gap_T: np.ndarray, channels: Sequence[str]) -> Encoded:
-        """The series' tokens. values_TC: raw float32, NaN only where gap_T. Raises DataError where the model
-        cannot take the channels."""
+    def encode(
+        self,
+        values_TC: np.ndarray,
+        gap_T: np.ndarray,
+        channels: Sequence[str],
+        stride: int | None = None,
+    ) -> Encoded:
+        """The series' tokens. values_TC: raw float32, NaN only where gap_T. stride: rows a token; None:
+        `stride_for`. Raises DataError where the model cannot take the channels."""
         ...
 
     def write(self, encoded: Encoded, prompts: Sequence[Prompt], series: str) -> list[Written]:
@@ -118,9 +149,22 @@ class Model(Protocol):
         """[P] read weights of the bank's rows on the tokens start..end; they sum to 1 (or to 0)."""
         ...
 
-    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> tuple[Tensor, float]:
-        """[N] how unlike every prompt a token is, and the calibrated threshold above which it is unknown."""
+    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> Strange:
+        """How unlike every prompt of the level the series' tokens are."""
         ...
+
+
+def device_of(device: str | None) -> str:
+    """Where to encode: the CPU, unless a GPU is asked for, since the model is small and bytes must not depend
+    on a machine. Raises UsageError for what is neither, or is not there."""
+    if device in (None, "cpu"):
+        return "cpu"
+    from memtoken_cli.engine.models import pick_device
+
+    found = pick_device(device)
+    if not found.startswith("cuda"):
+        raise UsageError(f"segment does not encode on {found}", hint="--device cpu or cuda")
+    return found
 
 
 def load_model(name: str) -> Model:

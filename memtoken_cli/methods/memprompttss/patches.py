@@ -14,6 +14,7 @@ from torch.nn.functional import dropout
 
 from memtoken_cli.methods.memprompttss.attention import Attention, Mlp
 from memtoken_cli.methods.memprompttss.config import Config
+from memtoken_cli.methods.memprompttss.windows import Geometry
 
 EPS = 1e-5  # of RevIN
 
@@ -80,6 +81,13 @@ class PatchEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(D)
         self.stats = nn.Linear(2 * channels, D) if config.window_stats else None
+
+    def windows(self, x_BLC: Tensor, geometry: Geometry) -> Tensor:
+        """[B,W,N,D] of every window of subsequences of L rows."""
+        x_BWTC = geometry.cut(x_BLC)
+        z: Tensor = self(x_BWTC.flatten(0, 1))
+        z_BWND: Tensor = z.unflatten(0, x_BWTC.shape[:2])
+        return z_BWND
 
     def forward(self, x_BTC: Tensor) -> Tensor:
         """[B,N,D], or [B,N+1,D] where the window's mean and spread are a token of their own, the last one."""

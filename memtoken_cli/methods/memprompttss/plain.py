@@ -52,14 +52,40 @@ def constrained(
             merge_short(states_T, options.shortest, flat, encoded.stride, own)
         return replace(level, states_T=states_T)
     at_N = np.minimum(np.arange(encoded.tokens) * encoded.stride + encoded.stride // 2, encoded.rows - 1)
-    labels = level.labels
+    labels, found_T = level.labels, level.states_T
+    if options.states is None:
+        labels, found_T = _split(labels, found_T, bound, terms.HELD * encoded.stride)
+    found_N = found_T[at_N].astype(np.int64)
     if terms.needs_another(bound, labels, encoded.stride, encoded.rows):
         labels = (*labels, NAME)
     cost_NK = torch.ones(encoded.tokens, len(labels))
-    states_N = torch.from_numpy(level.states_T[at_N].astype(np.int64)).clamp(min=0)
-    cost_NK[torch.arange(encoded.tokens), states_N] = 0.0
+    cost_NK[torch.arange(encoded.tokens), torch.from_numpy(found_N).clamp(min=0)] = 0.0
     unary = Unary(labels, cost_NK, SWITCH * options.smooth, 1.0)
-    return replace(chained(encoded, unary, bound, level.name, options, series.gap_T), silent=True)
+    made = chained(encoded, unary, bound, level.name, options, series.gap_T)
+    if options.shortest <= 1:
+        # where nothing was changed nearby, changes stand at their rows and not at the edges of tokens
+        changed_N = np.pad(made.states_T[at_N] != found_N, 1)
+        kept_N = ~(changed_N[:-2] | changed_N[1:-1] | changed_N[2:])
+        kept_T = np.repeat(kept_N, encoded.stride)[: len(series)]
+        made.states_T[kept_T] = found_T[kept_T]
+        terms.overlay(made.states_T, bound, made.labels, encoded.stride)
+    return replace(made, silent=True)
+
+
+def _split(
+    labels: tuple[str, ...], states_T: np.ndarray, bound: Sequence[Prompt], reach: int
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """With a new state on the shorter side of a boundary that lies `reach` rows or more inside a run: a
+    change that was not found parts two states. One that was found nearby moves there by itself."""
+    states_T = states_T.copy()
+    for prompt in bound:
+        row = prompt.start
+        start, end = terms.run_of(states_T, row)
+        if prompt.type != "boundary" or min(row - start, end - row) < reach or states_T[row] < 0:
+            continue
+        states_T[slice(start, row) if row - start < end - row else slice(row, end)] = len(labels)
+        labels = (*labels, f"s{len(labels) + 1}")
+    return labels, states_T
 
 
 def nearest(

@@ -15,7 +15,8 @@ from typing import Any
 
 from memtoken_cli.data.prompts import Resolved, Said, from_runs, parse_prompts, resolve
 from memtoken_cli.data.series import Series, read_series
-from memtoken_cli.engine.method import Run, SegmentCall, Segmented
+from memtoken_cli.engine.method import Run
+from memtoken_cli.engine.segmenting import SegmentCall, Segmented
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.lock import file_lock
 from memtoken_cli.io.sink import encode
@@ -49,15 +50,17 @@ class Read:
 def segment(call: SegmentCall, keys: SegmentKeys, run: Run) -> Segmented:
     """The whole command. Raises UsageError, DataError, Locked."""
     _check(call, keys)
+    device = models.device_of(run.device)
     if call.memory not in (None, "-") and Path(str(call.memory)).exists():
         bank_file.load(str(call.memory))  # a damaged one is told before anything long begins
     series = read_series(call.series, keys)
     for note in series.notes:
         run.note(note)
     said, skipped = _prompts(call, keys, series, run)
-    model = models.load_model(keys.model)
+    model = models.load_model(keys.model).on(device)
     cache = Cache(folder_of(keys.cache))
-    read = Read(series, cache.get(model, series), model, said, keys.prompts_mode == "sync", skipped)
+    encoded = cache.get(model, series, keys.per_token)
+    read = Read(series, encoded, model, said, keys.prompts_mode == "sync", skipped)
     seg = _kept(call, keys, read, cache, run)
     if keys.session:
         serve = session.serve(seg, call.memory if call.memory != "-" else None)

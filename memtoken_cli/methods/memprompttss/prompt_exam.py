@@ -1,5 +1,5 @@
 """What other kinds of prompts are worth: intervals, boundaries, negatives, two levels, wrong labels; how
-honest the confidence is, and whether following suggestions pays.
+honest the confidence is, what is marked as unknown, and whether following suggestions pays.
 
 Clicks come from `clicks.py`'s rule. Figures are over the exam's tokens.
 
@@ -21,6 +21,7 @@ from memtoken_cli.methods.memprompttss.scene import Given, Scene
 from memtoken_cli.methods.memprompttss.subject import LEVEL, Subject, point, points
 from memtoken_cli.methods.memprompttss.suggest_exam import suggested
 from memtoken_cli.methods.memprompttss.transfer import drawn
+from memtoken_cli.methods.memprompttss.unknown_exam import unknown
 from memtoken_cli.methods.memprompttss.windows import merge_labels
 from memtoken_cli.metrics.calibration import ece
 from memtoken_cli.metrics.intervals import mean, paired
@@ -55,6 +56,7 @@ def table(
         "levels": lambda: levels(scenes, subject, seeds, keys.coarse),
         "noise": lambda: noise(scenes, subject, seeds),
         "calibration": lambda: calibration(scenes, subject),
+        "unknown": lambda: unknown(scenes, subject, keys.k, seeds),
         "suggest": lambda: suggested(scenes, subject, keys.clicks, 1 if keys.smoke else 5, seed),
     }
     rows: list[dict[str, Any]] = []

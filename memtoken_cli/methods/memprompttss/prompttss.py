@@ -78,10 +78,7 @@ class PromptTSS(nn.Module):
 
     def encode(self, x_BLC: Tensor) -> Tensor:
         """z_BWND."""
-        x_BWTC = self.geometry.cut(x_BLC)
-        z: Tensor = self.encoder(x_BWTC.flatten(0, 1))
-        z_BWND: Tensor = z.unflatten(0, x_BWTC.shape[:2])
-        return z_BWND
+        return self.encoder.windows(x_BLC, self.geometry)
 
     def step(self, x_BLC: Tensor, z_BWND: Tensor, old: State, said: Said, level: int) -> tuple[State, Tensor]:
         """What was said with these prompts too; logits of windows that see those inside themselves."""

@@ -23,11 +23,12 @@ class Reader(nn.Module):
         self.look = nn.Linear(D, D, bias=False)
         self.key = nn.Linear(D, D, bias=False)
         self.apart = nn.Parameter(torch.tensor(-1.0))  # log of what a token's distance in time costs
-        self.correct = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
+        last = nn.Linear(D, D)
+        self.correct = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D), nn.GELU(), last)
         self.query = nn.Linear(D, D, bias=False)
         self.sharp = nn.Parameter(torch.tensor(-1.0))  # log of the scale of squared distances
-        nn.init.zeros_(self.correct[3].weight)
-        nn.init.zeros_(self.correct[3].bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         nn.init.zeros_(self.look.weight)
         nn.init.eye_(self.query.weight)
 
@@ -44,8 +45,9 @@ class Reader(nn.Module):
         """[N,P] how well a token of time fits a memory token (up to a term of the token of time alone)."""
         q_PD = self.query(token_PD)
         pulled_PD = 2 * q_PD @ self.query.weight  # so that tokens of time need no query of their own
-        parts = [e_ND.float() @ pulled_PD.T - (q_PD * q_PD).sum(1) for e_ND in embed_ND.split(65_536)]
-        return self.sharp.exp() / q_PD.shape[1] * torch.cat(parts)
+        score_NP = embed_ND.float() @ pulled_PD.T - (q_PD * q_PD).sum(1)
+        scaled: Tensor = self.sharp.exp() / q_PD.shape[1] * score_NP
+        return scaled
 
 
 def pooled(score_NP: Tensor, slot_P: Tensor, K: int) -> Tensor:

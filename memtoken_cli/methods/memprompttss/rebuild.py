@@ -32,7 +32,7 @@ def rebuilt(
                     f"{other.source} is not the series {name} that the bank was written from",
                     hint=f"put the old file there, or delete the prompts of {name}",
                 )
-            tokens = cache.get(model, other)
+            tokens = cache.get(model, other, known.stride)
         changes = Changes()
         bank = bank_update.refreshed(bank, model, tokens, other, changes, force=True)
         run.note(f"{name}: {changes.encoded_again} prompts encoded again by {model.name}")

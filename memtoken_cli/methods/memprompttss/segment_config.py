@@ -33,9 +33,10 @@ class SegmentKeys(SeriesKeys):
         prompts_mode: sync: a file of prompts is the complete list for this series; add: append it.
         bad_prompts: skip: bad lines are named and counted, exit 4.
         cache: of embeddings: auto (the user's cache directory), off, or a directory.
-        stride: rows a token, to be sure of: the model says how many. capacity: memory tokens of a state that
-        the bank keeps. rebuild: encode the bank
-            again with this model. session: serve JSONL requests from standard input.
+        stride: rows a token; auto: as the model says. Fewer show shorter segments and take longer.
+        capacity: memory tokens of a state that the bank keeps.
+        rebuild: encode the bank again with this model.
+        session: serve JSONL requests from standard input.
     """
 
     model: str = Field(default=ALIAS, min_length=1)
@@ -81,6 +82,11 @@ class SegmentKeys(SeriesKeys):
     def tree(self) -> Hierarchy | None:
         """What `hierarchy` says."""
         return None if self.hierarchy is None else parse_hierarchy(self.hierarchy)
+
+    @property
+    def per_token(self) -> int | None:
+        """`stride`; None: as the model says."""
+        return None if self.stride == "auto" else int(self.stride)
 
     @property
     def limit(self) -> int | None:

@@ -99,12 +99,13 @@ class Segmenter:
         model: str = "tss-base",
         memory: str | Path | None = None,
         options: Mapping[str, Any] | None = None,
+        device: str = "cpu",
     ) -> Segmenter:
         """A model by name or weights file, with a bank's file (absent: an empty bank). options: the command's
-        keys; embeddings are cached only where they say so."""
+        keys; embeddings are cached only where they say so. device: where series are encoded, cpu or cuda."""
         keys = SegmentKeys(**{"cache": "off", "model": model, **(options or {})})
         bank = bank_file.load(memory) if memory is not None and Path(memory).exists() else None
-        return cls(models.load_model(model), bank, keys)
+        return cls(models.load_model(model).on(models.device_of(device)), bank, keys)
 
     @property
     def series(self) -> Series:
@@ -140,15 +141,10 @@ class Segmenter:
     def fit_series(self, series: Series, encoded: Encoded | None = None) -> Segmenter:
         """Take a series that was read in hand, `encoded` already or not; where the bank knows it and it has
         changed, its prompts are encoded again."""
-        stride = self.model.stride_for(len(series))
-        if self.keys.stride not in ("auto", stride):
-            raise UsageError(
-                f"stride={self.keys.stride}: {self.model.name} has {stride} rows a token "
-                f"in a series of {len(series)} rows",
-                hint="stride=auto",
-            )
         self._series = series
-        self._encoded = self.cache.get(self.model, series) if encoded is None else encoded
+        self._encoded = (
+            self.cache.get(self.model, series, self.keys.per_token) if encoded is None else encoded
+        )
         self._plain, self._before = None, []
         self.bank = bank_update.refreshed(self.bank, self.model, self.encoded, series, self.changes)
         return self

@@ -98,8 +98,8 @@ def _novelty(
     kind_N = np.array([k not in named for k in plain_N.tolist()], np.float32)
     if level.silent or not bank.rows:
         return kind_N
-    strange_N, threshold = model.strangeness(encoded, bank.written, level.name)
-    rank_N = np.clip(strange_N.float().numpy() / max(threshold, 1e-6), 0.0, 2.0) / 2.0
+    strange = model.strangeness(encoded, bank.written, level.name)
+    rank_N = np.clip(strange.value_N.float().numpy() / max(strange.known, 1e-6), 0.0, 2.0) / 2.0
     return (kind_N + rank_N) / 2.0
 
 

@@ -9,7 +9,8 @@ Shape suffixes: T rows, C channels, N tokens, F hand features, D width, P prompt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -25,7 +26,7 @@ from memtoken_cli.io.errors import DataError
 from memtoken_cli.methods.memprompttss import encode, experts, metric, mix, order
 from memtoken_cli.methods.memprompttss.experts import Told, View
 from memtoken_cli.methods.memprompttss.hand import VERSION, stride_for
-from memtoken_cli.methods.memprompttss.model import Encoded, Unary, Written
+from memtoken_cli.methods.memprompttss.model import Encoded, Strange, Unary, Written
 from memtoken_cli.methods.memprompttss.read import TYPES, Reader
 
 NAME = "tss-base"
@@ -34,7 +35,11 @@ REACH = 6  # tokens on each side of a point that are its neighbourhood
 CONTEXT = 16  # tokens on each side that a prompt is written over
 MOST = 64  # tokens of an interval, evenly spaced
 AGAINST = 1.0  # of a negative's read score
-STRANGE = 2.0  # threshold, in typical distances of a token to its neighbours
+# In typical squared distances of a token to its neighbours. Beyond KNOWN a token is worth a question. Unknown
+# are those beyond STRANGE at one point a state, and less as more points come nearer to all that a state does:
+# on generated series with one state's prompts held out, one token in twenty of the others is then unknown at
+# one to three points a state, fewer later (`memtok bench prompts.yaml contestants=[unknown]`).
+KNOWN, STRANGE, NEARER = 2.0, 3.2, 1 / 3
 
 
 class Network(nn.Module):
@@ -56,16 +61,28 @@ class Tss:
     digest: str
     strange: float = STRANGE
     features: int = VERSION
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         self.network.eval()
         self._views: WeakKeyDictionary[Encoded, dict[str, View]] = WeakKeyDictionary()
+        own = self.network.encoder
+        self._encoder = own if self.device == "cpu" else deepcopy(own).to(self.device)
+
+    def on(self, device: str) -> Tss:
+        return self if device == self.device else replace(self, device=device)
 
     def stride_for(self, rows: int) -> int:
         return stride_for(rows)
 
-    def encode(self, values_TC: np.ndarray, gap_T: np.ndarray, channels: Sequence[str]) -> Encoded:
-        return encode.encode(self.network.encoder, values_TC, gap_T, channels)
+    def encode(
+        self,
+        values_TC: np.ndarray,
+        gap_T: np.ndarray,
+        channels: Sequence[str],
+        stride: int | None = None,
+    ) -> Encoded:
+        return encode.encode(self._encoder, values_TC, gap_T, channels, stride=stride)
 
     def write(self, encoded: Encoded, prompts: Sequence[Prompt], series: str) -> list[Written]:
         return [self._written(encoded, prompt, series) for prompt in prompts]
@@ -74,7 +91,7 @@ class Tss:
         self, encoded: Encoded, series: str, written: Sequence[Written], level: str, order: str = "off"
     ) -> Unary:
         rows = [row for row in written if row.prompt.level == level]
-        shown = [row for row in rows if row.prompt.type == "label"]
+        shown = [written[p] for p in _shown(written, level)]
         # by first appearance in the bank: another name must not move a bit
         labels = tuple(dict.fromkeys(row.prompt.labels[0] for row in shown))
         if not labels:
@@ -102,9 +119,7 @@ class Tss:
         """Softmax over label prompts of what near, read and time say of each alone about the segment's mean,
         weighed as the mixture's constants."""
         weight_P = torch.zeros(len(written))
-        chosen = [
-            p for p, row in enumerate(written) if row.prompt.level == level and row.prompt.type == "label"
-        ]
+        chosen = _shown(written, level)
         if not chosen or end <= start:
             return weight_P
         rows = [written[p] for p in chosen]
@@ -130,14 +145,16 @@ class Tss:
         first, last = row.prompt.start // stride, (row.prompt.end - 1) // stride
         return float(max(0, first - end + 1, start - last))
 
-    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> tuple[Tensor, float]:
+    def strangeness(self, encoded: Encoded, written: Sequence[Written], level: str) -> Strange:
         """Distance to the nearest prompt in the series' own metric, a feature."""
-        rows = [row for row in written if row.prompt.level == level and row.prompt.type == "label"]
+        rows = [written[p] for p in _shown(written, level)]
         space, features = self._space(encoded, rows)
         x_QF, _ = experts.components(features)
+        places = len(x_QF) / len({row.prompt.labels for row in rows})
         apart_NQ = metric.distances(space.x_NF, x_QF, space.inverse)
         own_N = metric.lengths(space.x_NF, space.inverse)
-        return (apart_NQ.amin(1) + own_N).clamp(min=0) / space.x_NF.shape[1], self.strange
+        away_N = (apart_NQ.amin(1) + own_N).clamp(min=0) / space.x_NF.shape[1]
+        return Strange(away_N, self.strange / places**NEARER, KNOWN)
 
     def _written(self, encoded: Encoded, prompt: Prompt, series: str) -> Written:
         stride, N = encoded.stride, encoded.tokens
@@ -175,14 +192,15 @@ class Tss:
     def _space(self, encoded: Encoded, rows: Sequence[Written]) -> tuple[View, list[Tensor]]:
         """Hand features where all prompts have the channels of the series in hand, else embeddings."""
         views = self._views.setdefault(encoded, {})
+        pace = stride_for(encoded.rows) / encoded.stride
         hands = [self._aligned(row, encoded) for row in rows]
         if any(hand is None for hand in hands):
             if "embed" not in views:
-                views["embed"] = experts.view(encoded.embed_NE, encoded.gap_N, 1)
+                views["embed"] = experts.view(encoded.embed_NE, encoded.gap_N, 1, pace)
             return views["embed"], [row.embed_ME for row in rows]
         if "hand" not in views:
             assert encoded.hand_NF is not None
-            views["hand"] = experts.view(encoded.hand_NF, encoded.gap_N, len(encoded.channels))
+            views["hand"] = experts.view(encoded.hand_NF, encoded.gap_N, len(encoded.channels), pace)
         return views["hand"], [hand for hand in hands if hand is not None]
 
     def _aligned(self, row: Written, encoded: Encoded) -> Tensor | None:
@@ -195,7 +213,7 @@ class Tss:
             return None
         if row.hand_MF.shape[1] != encoded.hand_NF.shape[1]:
             return None
-        x_MCf = row.hand_MF.unflatten(1, (len(row.channels), -1))
+        x_MCf: Tensor = row.hand_MF.unflatten(1, (len(row.channels), -1))
         return x_MCf[:, [row.channels.index(name) for name in encoded.channels]].flatten(1)
 
     def _against(
@@ -205,9 +223,10 @@ class Tss:
         said = [row for row in rows if row.prompt.type == "not" and set(row.prompt.labels) & set(labels)]
         if not said:
             return cost_NK
+        token_PD = torch.stack([row.token_D for row in said])
         with torch.no_grad():
-            token_PD = torch.stack([row.token_D for row in said])
-            score_NP = self.network.reader.scores(encoded.embed_NE, token_PD)
+            parts = encoded.embed_NE.split(experts.WHOLE)
+            score_NP = torch.cat([self.network.reader.scores(e_NE, token_PD) for e_NE in parts])
         # a token that is as near as the prompt itself pays in full, one that is far pays nothing
         near_NP = (score_NP - score_NP.amax(0)).exp()
         cost_NK = cost_NK.clone()
@@ -237,6 +256,11 @@ class Tss:
         told = [[state for _, state in sorted(found)] for _, found in sorted(sequences.items())]
         seen = order.seen_switches(told, len(labels))
         return order.gated(cost_NK, lam, seen, temperature).switch_KK
+
+
+def _shown(written: Sequence[Written], level: str) -> list[int]:
+    """Which rows show a state of the level."""
+    return [p for p, row in enumerate(written) if row.prompt.level == level and row.prompt.type == "label"]
 
 
 @cache

@@ -25,9 +25,10 @@ STEEP = 2.0  # cost of a threshold's worth of strangeness
 
 def extended(model: Model, encoded: Encoded, bank: Bank, level: str, unary: Unary) -> Unary:
     """With the state `?`: as dear as the best state where a token is exactly at the model's threshold."""
-    strange_N, threshold = model.strangeness(encoded, bank.written, level)
+    strange = model.strangeness(encoded, bank.written, level)
     best_N = unary.cost_NK.amin(1)
-    cost_N = best_N + STEEP * (threshold - strange_N.float()) / max(abs(threshold), 1e-6)
+    beyond_N = strange.value_N.float() - strange.threshold
+    cost_N = best_N - STEEP * beyond_N / max(abs(strange.threshold), 1e-6)
     labels = (*unary.labels, NAME)
     switch_KK = unary.switch_KK
     if switch_KK is not None:

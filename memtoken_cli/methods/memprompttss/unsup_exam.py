@@ -21,7 +21,8 @@ from memtoken_cli.metrics.intervals import paired
 from memtoken_cli.metrics.segmentation import ami, covering, cp_f1
 
 OURS = "tss"
-EXTRA = "pip install 'memtok[segmentation]'"
+# claspy needs an older scikit-learn than the project: it is asked for by itself
+INSTALL = {"ruptures": "pip install 'memtok[segmentation]'", "claspy": "pip install claspy"}
 Ints = NDArray[np.int64]
 Segmented = Callable[[NDArray[np.float32]], Ints]
 COLUMNS = ("covering", "ami", "cp_f1", "seconds")
@@ -42,8 +43,8 @@ def claspy(values_TC: NDArray[np.float32]) -> Ints:
     """ClaSP's change points; it tells no states, so every segment is one of its own."""
     from claspy.segmentation import BinaryClaSPSegmentation
 
-    x = values_TC[:, 0] if values_TC.shape[1] == 1 else values_TC
-    found = BinaryClaSPSegmentation().fit_predict(x.astype(np.float64))
+    # one job: else it asks numba for as many threads as there are cores, and fails where fewer are allowed
+    found = BinaryClaSPSegmentation(n_jobs=1).fit_predict(_columns(values_TC))
     return pieces(np.asarray(found, dtype=np.int64), len(values_TC))
 
 
@@ -52,11 +53,14 @@ def clap(values_TC: NDArray[np.float32]) -> Ints:
     from claspy.segmentation import BinaryClaSPSegmentation
     from claspy.state_detection import AgglomerativeCLaPDetection
 
-    x = (values_TC[:, 0] if values_TC.shape[1] == 1 else values_TC).astype(np.float64)
-    segmentation = BinaryClaSPSegmentation()
-    found = segmentation.fit_predict(x)
-    detection = AgglomerativeCLaPDetection()
-    return np.asarray(detection.fit_predict(x, found), dtype=np.int64)
+    x = _columns(values_TC)
+    found = BinaryClaSPSegmentation(n_jobs=1).fit_predict(x)
+    return np.asarray(AgglomerativeCLaPDetection(n_jobs=1).fit_predict(x, found), dtype=np.int64)
+
+
+def _columns(values_TC: NDArray[np.float32]) -> NDArray[np.float64]:
+    x_TC = values_TC.astype(np.float64)
+    return x_TC[:, 0] if x_TC.shape[1] == 1 else x_TC
 
 
 def pelt(values_TC: NDArray[np.float32]) -> Ints:
@@ -109,26 +113,38 @@ def table(
     note: Callable[[str], None] = lambda text: None,
 ) -> list[dict[str, Any]]:
     """One row a contestant, means over series: covering, AMI over rows, F1 of change points, CPU seconds; a
-    missing package costs its row.
+    missing package costs its row. Packages get series of at most `keys.longest` rows: `of` says how many.
 
-    over_covering: what ours has over the row, with the 95 % interval of a bootstrap over series.
+    over_covering: what ours has over the row on the same series, with the 95 % interval of a bootstrap over
+    series.
     """
+    short = [one for one in series if one.rows <= keys.longest]
+    if len(short) < len(series):
+        note(f"unsup: other packages get the {len(short)} series of at most {keys.longest} rows (longest=N)")
     sat: dict[str, list[dict[str, Any]]] = {}
     skipped: list[dict[str, Any]] = []
     for name in wanted:
         segment, package = ENTRANTS[name]
         if package is not None and importlib.util.find_spec(package) is None:
-            skipped.append({"method": name, "skipped": EXTRA})
+            skipped.append({"method": name, "skipped": INSTALL[package]})
             continue
         note(f"unsup: {name}")
-        sat[name] = [marked(segment, one) for one in series]
+        sat[name] = [marked(segment, one) for one in (series if package is None else short)]
     rows = []
     for name, marks in sat.items():
-        row = {"method": name, **{c: float(np.mean([m[c] for m in marks])) for c in COLUMNS}}
+        if not marks:
+            continue
+        row = {
+            "method": name,
+            "of": len(marks),
+            **{c: float(np.mean([m[c] for m in marks])) for c in COLUMNS},
+        }
         row["slowest"] = max(m["seconds"] for m in marks)
         if OURS in sat and name != OURS:
+            sitting = {m["name"] for m in marks}
+            own = [m for m in sat[OURS] if m["name"] in sitting]
             for column in ("covering", "ami"):
-                gap = paired([m[column] for m in sat[OURS]], [m[column] for m in marks], seed)
+                gap = paired([m[column] for m in own], [m[column] for m in marks], seed)
                 row |= {f"over_{column}": gap.value, f"over_{column}_low": gap.low}
                 row[f"over_{column}_high"] = gap.high
         rows.append(row | {"series": marks})
