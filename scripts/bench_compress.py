@@ -37,7 +37,7 @@ SETTINGS = {
     "many": {"classes": 40, "per_class": 5, "labels": "whole", "ratios": [4, 8]},
     "all": {"classes": 0, "per_class": 1, "labels": "whole", "ratios": [4, 8, 16]},
 }
-EVICTIONS = ("random", "uniform", "knorm", "snapkv", "h2o", "kvzip")
+EVICTIONS = ("random", "uniform", "knorm", "snapkv", "h2o", "kvzip", "expected")
 OURS, STOCK = "compact", "compact:budget=uniform,bias=none"
 
 # (bar, setting, contestant, ratio, figure, least or most, number), figures over other rows are in `figure`
@@ -125,7 +125,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--methods", nargs="*", default=[OURS, STOCK])
     parser.add_argument(
-        "--rivals", nargs="*", default=["none", "fewer", "uniform", "knorm", "snapkv", "h2o", "kvzip"]
+        "--rivals",
+        nargs="*",
+        default=["none", "fewer", "uniform", "knorm", "snapkv", "h2o", "kvzip", "expected"],
     )
     parser.add_argument("--template", default="Query: {input}\nIntent: {output}\n\n")
     parser.add_argument("--draws", type=int, default=5)

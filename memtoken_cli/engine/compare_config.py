@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ..data.stream_config import LessonSection, StreamSection
 
 Ratio = Annotated[float, Field(ge=1, allow_inf_nan=False)]
-Rival = Literal["none", "fewer", "random", "uniform", "knorm", "snapkv", "h2o", "kvzip"]
+Rival = Literal["none", "fewer", "random", "uniform", "knorm", "snapkv", "h2o", "kvzip", "expected"]
 
 
 class _Scoring(BaseModel):
@@ -42,7 +42,7 @@ class BenchConfig(_Scoring):
     draws: int = Field(1, ge=1, description="tasks drawn, with seeds seed, seed + 1, ...")
     ratios: tuple[Ratio, ...] = Field((2, 4, 8, 16), min_length=1)
     rivals: tuple[Rival, ...] = Field(
-        ("none", "fewer", "uniform", "snapkv", "h2o", "kvzip"),
+        ("none", "fewer", "uniform", "snapkv", "h2o", "kvzip", "expected"),
         description="baselines; the full prompt always runs",
     )
     stream: StreamSection | None = Field(None, description="synthetic tasks, made from the seed")

@@ -17,12 +17,14 @@ from ..data.render import render
 from ..data.shots import balanced
 from ..io.errors import UsageError, nearest
 from .contest import Contestant, Context, subset
+from .expected import expected_attention
 from .memory import LayerKV, Layers
 from .method import Made
 from .trie import empty_memory
 from .watch import context_attention, repeat_attention
 
 WINDOW, POOL = 32, 7  # SnapKV's observation window and pooling kernel
+SAFE = 0.2  # of a head's even share, which AdaKV leaves it
 
 
 def full(ctx: Context, slots: int) -> Made:
@@ -110,6 +112,14 @@ def kvzip(ctx: Context, slots: int) -> Made:
     return Made(evict_globally(ctx.full, scores, slots))
 
 
+def expected(ctx: Context, slots: int) -> Made:
+    """Expected attention (Devoto et al. 2025, 2510.00636): what queries to come should look at, in closed
+    form, times the length of the value (see `expected.py`). As there, heads of a layer share its budget by
+    AdaKV (Feng et al. 2024, 2407.11550): every head keeps its best fifth, the rest is the layer's best."""
+    scores = expected_attention(ctx.backbone, ctx.full, ctx.rendered.ids)
+    return Made(evict_in_layers(ctx.full, scores, slots))
+
+
 RIVALS: dict[str, Contestant] = {
     "full": Contestant("full", full, whole=True),
     "none": Contestant("none", none, calibrated_by="nobody", whole=True),
@@ -120,6 +130,7 @@ RIVALS: dict[str, Contestant] = {
     "snapkv": Contestant("snapkv", snapkv),
     "h2o": Contestant("h2o", h2o),
     "kvzip": Contestant("kvzip", kvzip),
+    "expected": Contestant("expected", expected),
 }
 
 
@@ -157,6 +168,16 @@ def evict_globally(memory: Layers, scores: Sequence[Tensor], slots: int) -> Laye
     for kv, kept_NM in zip(memory.layers, torch.split(kept, [x.numel() for x in ranked]), strict=True):
         heads = kept_NM.view(len(kv.sizes), -1)
         layers.append(kv.take([head.nonzero()[:, 0] for head in heads]))
+    return replace(memory, layers=tuple(layers))
+
+
+def evict_in_layers(memory: Layers, scores: Sequence[Tensor], slots: int) -> Layers:
+    """The best tokens over the heads of each layer, SAFE of `slots` in each of them at least."""
+    layers: list[LayerKV] = []
+    for kv, score_NM in zip(memory.layers, scores, strict=True):
+        best_NK = score_NM.topk(int(SAFE * min(slots, score_NM.shape[1])), dim=1).indices
+        safe_NM = score_NM.float().scatter(1, best_NK, float("inf"))
+        layers += evict_globally(Layers((kv,), memory.next_position), [safe_NM], slots).layers
     return replace(memory, layers=tuple(layers))
 
 

@@ -107,7 +107,7 @@ def test_the_report_counts_what_was_done():
     assert found.report["tokens"] == t and found.report["slots"] == t // 4
     assert found.report["memory_bytes"] == found.memory.nbytes
     assert found.memory.nbytes == (2 * 8 * 2 + 4) * (2 * 2 * (t // 4)) + 2 * 2 * 4, "nothing padded"
-    assert set(found.report["seconds"]) == {"prefill", "score", "fit", "calibrate"}
+    assert set(found.report["seconds"]) == {"prefill", "score", "fit", "estimate", "calibrate"}
     assert json.dumps(found.report) and json.dumps(found.about)
 
 

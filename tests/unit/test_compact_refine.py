@@ -6,7 +6,7 @@ from tiny_prompt import FAMILIES, family, referred, rendered, weights_hash
 
 from memtoken_cli.methods.compact import refine as refining
 from memtoken_cli.methods.compact.config import Config
-from memtoken_cli.methods.compact.refine import Part, refine
+from memtoken_cli.methods.compact.refine import refine
 from memtoken_cli.methods.compact.write import write
 
 
@@ -82,7 +82,7 @@ def test_stored_memories_say_what_was_measured():
     full = backbone.prefill(rendered(backbone).ids)
     found, made = refined("gqa", 30, slots=8)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0)).tolist()
-    held = Part.of(reference, order[: int(refining.HELD * 12)])
+    held = reference.take(order[: int(refining.HELD * 12)])
     with torch.no_grad():
         wanted = refining._says(backbone, full, full, None, held)
         said = refining._says(backbone, made.memory, full, found.chosen, held)
@@ -91,7 +91,7 @@ def test_stored_memories_say_what_was_measured():
 
 def test_a_part_is_some_rows_of_the_reference():
     reference = referred(family("gqa"))
-    part = Part.of(reference, [4, 1])
+    part = reference.take([4, 1])
     lengths = reference.packed.lengths
     assert part.packed.lengths == (lengths[4], lengths[1])
     start = sum(lengths[:4])

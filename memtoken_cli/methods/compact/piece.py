@@ -16,6 +16,7 @@ from ...engine.method import Budget, Made
 from ...io.errors import DataError
 from .calibration import calibration
 from .config import Config
+from .estimate import estimate
 from .reference import enough, given, reference
 from .refine import refine
 from .write import write
@@ -123,6 +124,10 @@ def written(
         }
         seconds["refine"] = time.perf_counter() - clock
     clock = time.perf_counter()
+    lost, where = estimate(backbone, full, memory, found.chosen, rendered, shots, rows)
+    report |= {"kl_estimate": round(lost, 5), "kl_shots": where}
+    seconds["estimate"] = time.perf_counter() - clock
+    clock = time.perf_counter()
     bias = None
     if config.calibrate == "auto":
         bias = calibration(backbone, full, rendered, shots, template, rows, found.teacher_WV)
@@ -146,6 +151,7 @@ def total(reports: Sequence[Mapping[str, Any]], memory: Layers, dropped: int) ->
         "memory_bytes": memory.nbytes,
         "fit_error": [round(sum(e) / count, 5) for e in zip(*(r["fit_error"] for r in reports), strict=True)],
         "kl_estimate": round(sum(r["kl_estimate"] for r in reports) / count, 5),
+        "kl_shots": "held out" if all(r["kl_shots"] == "held out" for r in reports) else "fitted",
         "seconds": seconds,
         "pieces": count,
         "dropped": dropped,

@@ -47,6 +47,16 @@ class Reference:
         hidden_ST = torch.cat([self.hidden_ST, other.hidden_ST])
         return Reference(packed, hidden_ST, torch.cat([self.answer_F, other.answer_F]))
 
+    def take(self, rows: Sequence[int]) -> "Reference":
+        """Some of the rows, in this order."""
+        length_S = torch.tensor(self.packed.lengths)
+        start_S = length_S.cumsum(0) - length_S
+        index_F = torch.cat([torch.arange(int(length_S[s])) + start_S[s] for s in rows])
+        ids_F, position_F = self.packed.ids_F[index_F], self.packed.position_F[index_F]
+        packed = Packed(ids_F, position_F, tuple(self.packed.lengths[s] for s in rows))
+        shots = tuple(self.shots[s] for s in rows) if self.shots else ()
+        return Reference(packed, self.hidden_ST[list(rows)], self.answer_F[index_F], shots)
+
     @property
     def answers_W(self) -> Tensor:
         """Flat places whose next token is part of an answer."""
@@ -87,12 +97,17 @@ def reference(
         return _rows(ids, t, [(max(len(row) - REPEATED, 0), len(row) - 1) for row in ids])
     if queries != "shots":
         return given(backbone, template, queries, t, most)
-    chosen = _balanced(shots, rendered, most, tokens, generator)
+    return asked(rendered, shots, _balanced(shots, rendered, most, tokens, generator))
+
+
+def asked(rendered: Rendered, shots: Shots, chosen: Sequence[int]) -> Reference:
+    """These shots as queries, each blind to its own copy and its twins."""
     spans = [rendered.spans[s] for s in chosen]
     ids = [rendered.ids[span.start : span.end] for span in spans]
     # running text has no answer of its own: all of it is to be predicted
     answers = [(max(span.answer - span.start - 1, 0), span.end - span.start - 1) for span in spans]
-    return replace(_rows(ids, t, answers, hidden_tokens(shots.items, rendered)[chosen]), shots=tuple(chosen))
+    rows = _rows(ids, len(rendered.ids), answers, hidden_tokens(shots.items, rendered)[list(chosen)])
+    return replace(rows, shots=tuple(chosen))
 
 
 def given(backbone: CausalLM, template: Template, path: str, t: int, most: int | None) -> Reference:

@@ -14,7 +14,6 @@ from torch import Tensor
 from ...engine.attend import Read
 from ...engine.backbone import CausalLM, hides
 from ...engine.memory import LayerKV, Layers
-from ...engine.packed import Packed
 from .reference import Reference
 
 RATE = 2e-3
@@ -45,8 +44,8 @@ def refine(
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(reference.packed.lengths), generator=generator).tolist()
     cut = max(1, int(HELD * len(order)))
-    held, trained = Part.of(reference, order[:cut]), order[cut:]
-    parts = {row: Part.of(reference, [row]) for row in trained}
+    held, trained = reference.take(order[:cut]), order[cut:]
+    parts = {row: reference.take([row]) for row in trained}
     with torch.no_grad():
         wanted = {row: _says(backbone, full, full, None, part) for row, part in parts.items()}
         wanted_held = _says(backbone, full, full, None, held)
@@ -68,7 +67,7 @@ def refine(
         optimiser.param_groups[0]["lr"] = RATE * min(1.0, 2 * (steps - step + 1) / steps)
         optimiser.zero_grad()
         with torch.enable_grad():
-            said = _says(backbone, moving, full, chosen, Part.of(reference, rows))
+            said = _says(backbone, moving, full, chosen, reference.take(rows))
             _divergence(torch.cat([wanted[row] for row in rows]), said).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         if step % CHECK and step != steps:
@@ -89,7 +88,7 @@ def _divergence(wanted_WV: Tensor, said_WV: Tensor) -> Tensor:
 
 
 def _says(
-    backbone: CausalLM, read: Layers, full: Layers, chosen: list[list[Tensor]] | None, part: "Part"
+    backbone: CausalLM, read: Layers, full: Layers, chosen: list[list[Tensor]] | None, part: Reference
 ) -> Tensor:
     """Logits [W,V] at the answers of some reference rows, each row's own copy hidden."""
     hidden = hides(part.hidden_FT.to(backbone.device), full, chosen)
@@ -98,27 +97,6 @@ def _says(
         part.packed.position_F[None].to(backbone.device),
     )
     return backbone.run_with(part.packed, Read(read.layers, packing, position_BT, hidden), part.answers_W)
-
-
-@dataclass
-class Part:
-    """Some rows of a reference alone."""
-
-    packed: Packed
-    answers_W: Tensor
-    hidden_FT: Tensor
-
-    @classmethod
-    def of(cls, reference: Reference, rows: list[int]) -> "Part":
-        whole = reference.packed
-        start_B = torch.tensor(whole.lengths).cumsum(0) - torch.tensor(whole.lengths)
-        index_F = torch.cat([torch.arange(whole.lengths[r]) + start_B[r] for r in rows])
-        packed = Packed(
-            whole.ids_F[index_F], whole.position_F[index_F], tuple(whole.lengths[r] for r in rows)
-        )
-        return cls(
-            packed, reference.answer_F[index_F].nonzero().flatten(), reference.hidden_ST[rows][packed.row_F]
-        )
 
 
 def _master(kv: LayerKV) -> LayerKV:
