@@ -12,13 +12,17 @@ from cli_fixtures import Memtok
 from random_bank import bank, of_model
 from safetensors import safe_open
 from tiny import save, tiny_llama, tiny_qwen2
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_bank import tiny_bank
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from memtoken_cli.engine import vocab
+from memtoken_cli.data import procedure_files
+from memtoken_cli.engine import models, vocab
 from memtoken_cli.io import artifact
 from memtoken_cli.io.lock import file_lock
+from memtoken_cli.methods.tokmem.api import Options, TokMem
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import FEATURES, FINAL
+from memtoken_cli.methods.tokmem.statistics import END, Class
 
 FILE = "b.safetensors"
 
@@ -56,11 +60,34 @@ def test_list_needs_no_torch(made: Bank) -> None:
     code = (
         "import sys; from memtoken_cli.cli import run; assert run(['bank', 'list', sys.argv[1]]) == 0;"
         "assert run(['bank', 'show', sys.argv[1], 'style']) == 0;"
-        "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules); assert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules); assert not heavy, heavy"
     )
     env = os.environ | {"PYTHONPATH": str(Path(artifact.__file__).parents[2])}
     ran = subprocess.run([sys.executable, "-c", code, FILE], env=env, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 9}, "artifact format 9"),
+        ({"kind": "model"}, "lists no rows"),
+        ({"method": 3}, "not a memtok header: method"),
+        ({"model": {"name": 3}}, "not a memtok header: model.name"),
+        ({"shapes": {"control": [1]}}, "its header says"),
+        ({"about": {"rows": "none"}}, "lists no rows"),
+    ],
+)
+def test_a_list_refuses_what_inspect_refuses(
+    memtok: Memtok, made: Bank, change: dict[str, object], said: str
+) -> None:
+    data = Path(FILE).read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    table = json.loads(data[8 : 8 + size])
+    table["__metadata__"][artifact.KEY] = json.dumps(json.loads(table["__metadata__"][artifact.KEY]) | change)
+    head = json.dumps(table).encode()
+    Path(FILE).write_bytes(len(head).to_bytes(8, "little") + head + data[8 + size :])
+    fails(memtok("bank", "list", FILE), 3, said)
 
 
 def test_show(memtok: Memtok, made: Bank) -> None:
@@ -291,6 +318,48 @@ def test_export_to_peft(memtok: Memtok) -> None:
         assert sum(file.get_tensor(key).numel() for key in file.keys()) <= 2 * rows.numel()  # noqa: SIM118
 
 
+def stock(to: str) -> PreTrainedModel:
+    """What other software makes of the folder `exported`."""
+    if to == "hf":
+        return AutoModelForCausalLM.from_pretrained("exported")
+    peft = pytest.importorskip("peft")
+    base = AutoModelForCausalLM.from_pretrained("model")
+    base.resize_token_embeddings(len(AutoTokenizer.from_pretrained("exported")), mean_resizing=False)
+    return peft.PeftModel.from_pretrained(base, "exported")
+
+
+@pytest.mark.parametrize(
+    ("to", "address", "eoc"),
+    [("hf", "coupled", False), ("hf", "coupled", True), ("hf", "decoupled", True), ("peft", "coupled", True)],
+)
+def test_stock_generate_says_what_we_say(memtok: Memtok, to: str, address: str, eoc: bool) -> None:
+    """The free softmax over words and rows is `transformers.generate` on the export, id by id."""
+    if to == "peft":
+        pytest.importorskip("peft")
+    backbone = tiny_llama()
+    save(backbone, Path("model"))
+    made = of_model(
+        bank("a", "b", "c", address=address, eoc=eoc, segment_end="eoc" if eoc else "none"), backbone
+    )
+    made.save(FILE)
+    ran = memtok("bank", "export", FILE, "--to", to, "--out", "exported", "--model", "model")
+    assert ran.code == 0, ran.err
+    V, model = backbone.dims.vocab, stock(to)
+    ready, rows, words = TokMem(backbone, made), 0, 0
+    for query in ("ab", "what is it", "c d e f", "12", "it"):
+        (result,) = ready.results([query], Options(constrain="none", max_new_tokens=12))
+        # virtual ids keep a place for the end of a segment
+        ours = [i - (not eoc) if i > V else i for i in result.ids]
+        prompt = list(ready.prompts.render(query).ids)
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=2
+            )
+        assert [i for i in out[0, len(prompt) :].tolist() if i != 2] == ours
+        rows, words = rows + sum(i >= V for i in ours), words + sum(i < V for i in ours)
+    assert rows and words, "both are said"
+
+
 def test_export_refuses_what_does_not_fit(memtok: Memtok) -> None:
     save(tiny_llama(), Path("model"))
     line = ("bank", "export", FILE, "--to", "hf", "--out", "d", "--model", "model")
@@ -350,6 +419,89 @@ def test_add_with_steps_moves_only_the_new_rows(memtok: Memtok, local: Bank) -> 
     still, moved = Bank.load("0"), Bank.load("3")
     assert torch.equal(still.control_PkE[:3], moved.control_PkE[:3])
     assert not torch.equal(still.control_PkE[3], moved.control_PkE[3])
+
+
+@pytest.fixture
+def chained(memtok: Memtok) -> Bank:
+    """A bank that knows what follows a segment, in FILE."""
+    save(tiny_llama(), Path("model"))
+    found = tiny_bank(tiny_llama(), "lda", segment_end="eoc", max_procedures=3)
+    found.save(FILE)
+    return found
+
+
+def chains(*calls: tuple[str, ...]) -> None:
+    lines = [
+        {
+            "query": " then ".join(names) + str(i),
+            "calls": [{"procedure": n, "output": f"{n} it"} for n in names],
+        }
+        for i, names in enumerate(calls)
+    ]
+    Path("chains.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+ADD = ("bank", "add", FILE, "--data", "data", "--model", "model", "--out", "new")
+
+
+def test_add_with_chains(memtok: Memtok, chained: Bank) -> None:
+    folder(sort=6, swap=6)
+    chains(("sort", "alpha"), ("beta", "sort", "swap"), ("swap", "sort"))
+    ran = memtok(*ADD, "chains=chains.jsonl")
+    assert ran.code == 0, ran.err
+    grown = Bank.load("new")
+    assert grown.names == (*chained.names, "sort", "swap") and grown.meta.max_procedures == 3
+    assert all(grown.same_row(chained, name) for name in chained.names)
+    after = {c.procedure: int(n) for c, n in counts(grown) if c.procedure not in chained.names}
+    assert (
+        after["sort"] == 2 and after["swap"] == 1
+    )  # what follows a segment: alpha is no class of this block
+    singles = sum(row.samples for row in grown.rows[-2:])
+    assert after[END] == {c.procedure: int(n) for c, n in counts(chained)}[END] + singles + 3
+    again = memtok(*ADD[:-1], "other", "chains=chains.jsonl")
+    assert again.code == 0 and Path("other").read_bytes() == Path("new").read_bytes()
+
+
+def counts(made: Bank) -> list[tuple[Class, float]]:
+    site = made.sites["boundary"]
+    return list(zip(site.classes, site.count_C.tolist(), strict=True))
+
+
+def test_a_chained_bank_learns_where_new_single_calls_end(memtok: Memtok, chained: Bank) -> None:
+    folder(sort=6)
+    assert memtok(*ADD).code == 0
+    grown = Bank.load("new")
+    before, after = (dict(counts(one)) for one in (chained, grown))
+    assert after[Class(END)] == before[Class(END)] + grown.rows[-1].samples
+
+
+def test_chains_that_cannot_be_added(memtok: Memtok, local: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(sort=6)
+    chains(("sort", "style"))
+    fails(memtok(*ADD, "chains=chains.jsonl"), 2, "no chain", "whose first block has chains")
+    chains(("sort", "styel"))
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    fails(memtok(*ADD, "chains=chains.jsonl"), 3, "unknown procedure styel in chains.jsonl:1", "style")
+
+
+def test_add_reads_its_folder_once(memtok: Memtok, local: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, real = [], procedure_files.read_folder
+    monkeypatch.setattr(procedure_files, "read_folder", lambda *a: (read.append(a), real(*a))[1])
+    folder(sort=6)
+    assert memtok(*ADD).code == 0 and len(read) == 1
+
+
+def test_add_leaves_out_what_is_too_long_or_names_it(memtok: Memtok, local: Bank) -> None:
+    folder(sort=9)
+    with Path("data/sort.jsonl").open("a") as file:
+        file.write(
+            "".join(json.dumps({"input": "x" * 2000 + str(i), "output": "y"}) + "\n" for i in range(9))
+        )
+    ran = memtok(*ADD)
+    assert ran.code == 3 and "tokens of prompt and response" in ran.err and "data/sort.jsonl:1" in ran.err
+    ran = memtok(*ADD, "skip_bad=true")
+    assert ran.code == 0 and "bad records left out" in ran.err, ran.err
+    assert 3 <= Bank.load("new").rows[-1].samples <= 9
 
 
 def test_add_to_trained_addresses_needs_steps(memtok: Memtok) -> None:

@@ -56,6 +56,49 @@ def test_a_bank_is_measured(memtok: Memtok, trained: tuple[Path, Path], tmp_path
     assert parts["chains"][0]["set_match"] == 0.0  # it was trained on one call
 
 
+def test_the_curve_over_the_blocks_of_a_bank(
+    memtok: Memtok, trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    ran = memtok("train", str(tmp_path / "small.yaml"), "data.blocks=2", "--out", "grown")
+    line = ("evaluate", ran.text.strip(), "--data", str(trained[1]), "generate=false")
+    ran = memtok(*line, "plot=curve.svg", "--json")
+    assert ran.code == 0, ran.err
+    rows = json.loads(ran.text)["rows"]
+    curve = [row for row in rows if row["part"] == "curve"]
+    assert [(row["block"], row["procedures"], row["first"]) for row in curve] == [(1, 1, 1.0), (2, 2, 1.0)]
+    assert curve[-1]["seen"] == rows[-1]["top1"] and Path("curve.svg").stat().st_size
+    ran = memtok(*line, "plot=curve.txt")
+    assert ran.code == 2 and ran.out == b""
+    bank, folder = trained
+    rows = json.loads(memtok("evaluate", str(bank), "--data", str(folder), "generate=false", "--json").text)
+    assert not [row for row in rows["rows"] if row["part"] == "curve"], "it was made at once"
+
+
+def test_chains_of_calls_by_their_number(memtok: Memtok, tmp_path: Path) -> None:
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    for name in ("play", "stop"):
+        lines = [json.dumps({"input": f"{name} {i}", "output": json.dumps({"n": i})}) for i in range(9)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    said = {"query": "play 1 then stop 2", "calls": [{"procedure": "play", "output": '{"n": 1}'}] * 2}
+    Path("chains.jsonl").write_text(json.dumps(said) + "\n")
+    model = save(tiny_llama(), tmp_path / "model")
+    Path("tools.yaml").write_text(
+        f"method: tokmem\nmodel: {{name: {model}}}\n"
+        f"data: {{path: {folder}, chains: 3, bench: {{chains: 3}}}}\n"
+        "tokmem: {prompt: query, segment_end: eoc}\ntrain: {steps: 2}\n"
+    )
+    bank = memtok("train", "tools.yaml", "--out", "run").text.strip()
+    ran = memtok("evaluate", bank, "--data", str(folder), "chains=chains.jsonl", "max_new_tokens=2", "--json")
+    assert ran.code == 0, ran.err
+    rows = json.loads(ran.text)["rows"]
+    assert {row["number"] for row in rows if row["part"] == "calls"} == {"2", "avg"}
+    ran = memtok("evaluate", "tools.yaml", "--json", "data.bench.max_new_tokens=2")
+    assert ran.code == 0, ran.err
+    total = json.loads(ran.text)
+    assert total["calls"].keys() >= {"1", "2", "avg"}, "test chains are asked where training had some"
+
+
 def test_routing_alone(memtok: Memtok, trained: tuple[Path, Path]) -> None:
     bank, folder = trained
     ran = memtok("evaluate", str(bank), "--data", str(folder), "generate=false", "--json")

@@ -17,6 +17,7 @@ from tiny_bank import tiny_bank
 import memtoken_cli
 from memtoken_cli.commands import artifacts
 from memtoken_cli.engine import models
+from memtoken_cli.io import sink
 
 BANK = "bank.safetensors"
 
@@ -46,6 +47,20 @@ def test_one_query_with_its_trace(memtok: Memtok, bank: str) -> None:
     assert document["routes"][0]["procedure"] == "alpha" and len(document["routes"][0]["alternatives"]) == 2
     assert document["segments"][0].keys() == {"text", "tokens", "ended_by"}
     assert document["memory_tokens"] >= 1 and document["prompt_tokens"] > 7
+
+
+def test_an_answer_is_printed_as_it_comes(memtok: Memtok, bank: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pipe as on a terminal, and the same bytes as when it waits to be whole."""
+    written: list[bytes] = []
+    real = sink._stdout
+    monkeypatch.setattr(sink, "_stdout", lambda data: (written.append(data), real(data))[1])
+    line = ("generate", "q", "--memory", bank, "procedures=alpha,beta", "max_new_tokens=6")
+    ran = memtok(*line)
+    pieces, waited = len(written), memtok(*line, "trace=true")
+    assert ran.code == 0 and pieces > 4 and ran.out == waited.out == memtok(*line, tty=("stdout",)).out
+    assert json.loads(memtok(*line, "--json").out)["output"] + "\n" == ran.text
+    memtok(*line, "--out", "answer.txt")
+    assert Path("answer.txt").read_bytes() == ran.out
 
 
 def test_a_chain_is_a_line_a_segment(memtok: Memtok, bank: str) -> None:

@@ -103,18 +103,20 @@ def test_statistics_of_a_batch() -> None:
     more = [*BATCH, Taught("a query", (("alpha", "z"),), "Do it."), Taught("chat", ())]
     found = ready.collect(more)
     classes = {
-        (c.procedure, c.facet): float(n)
-        for c, n in zip(found["first"].classes, found["first"].count_C, strict=True)
+        (kind, c.procedure, c.facet): float(n)
+        for kind in ("first", "several", "text")
+        for c, n in zip(found[kind].classes, found[kind].count_C, strict=True)
     }
     assert classes == {
-        ("alpha", "query"): 1,
-        ("alpha", "instruction+query"): 1,
-        ("beta", "query"): 2,
-        (TEXT, "query"): 1,
+        ("first", "alpha", "instruction+query"): 1,
+        ("first", "alpha", "query"): 1,
+        ("first", "beta", "query"): 1,
+        ("several", "beta", "query"): 1,
+        ("text", TEXT, "query"): 1,
     }
     after = {c.procedure for c in found["boundary"].classes}
     assert after == {"gamma", END}
-    assert set(ready.collect([Taught("chat", ())])) == {"first"}
+    assert set(ready.collect([Taught("chat", ())])) == {"text"}
 
 
 def test_the_front_door_imports_late() -> None:

@@ -20,7 +20,7 @@ from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem import bench as benching
 from memtoken_cli.methods.tokmem import rivals_lora
 from memtoken_cli.methods.tokmem.bench import bench
-from memtoken_cli.methods.tokmem.curve import Point, averaged, plot
+from memtoken_cli.methods.tokmem.curve import Point, averaged, of_blocks, plot
 from memtoken_cli.methods.tokmem.exam import (
     Question,
     Reply,
@@ -30,6 +30,7 @@ from memtoken_cli.methods.tokmem.exam import (
     negatives,
     written_calls,
 )
+from memtoken_cli.methods.tokmem.meta import Row
 from memtoken_cli.methods.tokmem.rivals_icl import Library, icl
 from memtoken_cli.methods.tokmem.rivals_rag import rag
 from memtoken_cli.methods.tokmem.routers import ROUTERS, Labelled, fit
@@ -252,49 +253,6 @@ def test_rag_finds_by_nearness() -> None:
     assert "ghi first" in paper
 
 
-def test_lora_learns_and_leaves_no_trace() -> None:
-    pytest.importorskip("peft")
-    backbone = tiny_llama()
-    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-    pairs = [rivals_lora.Pair(t, "cats") for t in _inputs("abc", 8)]
-    plan = rivals_lora.Plan(2, epochs=6, batch=4, rates=(1e-5, 2e-2))
-    untrained = rivals_lora.validation(backbone, pairs, 4)
-    with rivals_lora.adapted(backbone, [pairs[:4], pairs[4:]], pairs, plan, 0) as fitted:
-        assert rivals_lora.validation(backbone, pairs, 4) < untrained - 0.1
-        assert fitted.rate == 2e-2
-        assert fitted.losses[2e-2] < fitted.losses[1e-5]
-        # q: 32 -> 32, v: 32 -> 16, rank 2, two layers
-        assert fitted.parameters == 2 * (2 * (32 + 32) + 2 * (32 + 16))
-    after = backbone.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[k], after[k]) for k in before)
-    assert rivals_lora.validation(backbone, pairs, 4) == untrained
-    assert not any(p.requires_grad for p in backbone.model.parameters())
-
-
-def test_response_loss_is_of_the_response_alone() -> None:
-    backbone = tiny_llama()
-    pair = rivals_lora.Pair("a query", "ok")
-    loss, count = rivals_lora.response_loss(backbone, [pair, rivals_lora.Pair("longer query here", "yes!")])
-    assert count == (2 + 1) + (4 + 1)
-    ids = [
-        *turns(backbone.tokenizer, "a query"),
-        *backbone.tokenizer("ok", add_special_tokens=False).input_ids,
-        2,
-    ]
-    logits = backbone.model(torch.tensor([ids])).logits[0].log_softmax(-1)
-    alone = -sum(float(logits[i - 1, ids[i]]) for i in range(len(ids) - 3, len(ids)))
-    assert rivals_lora.response_loss(backbone, [pair])[0].item() == pytest.approx(alone, rel=1e-5)
-    assert loss.item() > alone
-
-
-def test_the_schedule_warms_up_and_ends_above_zero() -> None:
-    rates = [rivals_lora.paced(step, 20) for step in range(20)]
-    assert rates[:2] == [0.5, 1.0]
-    assert rates[1:] == sorted(rates[1:], reverse=True)
-    assert 0 < rates[-1] < 0.1
-
-
 def test_curves_average_and_draw_the_same_bytes(tmp_path: Path) -> None:
     points = [Point("x", 1, 2, 1.0, 1.0, 1.0), Point("x", 2, 4, 0.5, 0.0), Point("x", 2, 4, 0.7, 0.5)]
     mean = averaged(points)
@@ -304,6 +262,40 @@ def test_curves_average_and_draw_the_same_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     with pytest.raises(UsageError, match="draw"):
         plot(str(tmp_path / "a.txt"), mean)
+
+
+def test_a_bank_s_curve_is_over_its_blocks() -> None:
+    """Procedures of later blocks are not yet there; text may win all the same."""
+    rows = [Row("a", block="1"), Row("b", block="2"), Row("c", block="1"), Row("d", block="3")]
+    asked = [Question("q", (name,)) for name in "abcdaa"] + [Question("q", ("a", "b")), Question("q", ())]
+    best = ["a", "a", "b", "d", "d", "", "a", "a"]  # what is likeliest, then a and c
+    log_p = torch.full((8, 5), -9.0)
+    for i, name in enumerate(best):
+        log_p[i, "abcd".index(name) if name else 4] = -1.0
+        log_p[i, [0, 2]] += torch.tensor([0.2, 0.1])
+    points = of_blocks("bank", rows, log_p, asked)
+    assert [(p.block, p.procedures) for p in points] == [(1, 2), (2, 3), (3, 4)]
+    # of a, c, a, a: right, taken for a until b comes, for a until d comes, for text
+    assert [p.first for p in points] == [0.5, 0.5, 0.25]
+    assert [p.seen for p in points] == pytest.approx([2 / 4, 2 / 5, 2 / 6])
+    assert of_blocks("bank", rows[:1], log_p[:, [0, 4]], asked) == []
+    assert of_blocks("bank", rows, log_p, asked[1:2]) == [], "nothing of the first block is asked"
+
+
+def test_tool_marks_are_told_by_the_number_of_calls() -> None:
+    sheets = []
+    for made in ("{}", '{"x": 1}'):
+        sheet = Sheet("x")
+        asked = [
+            Question("q", ("a",), (("{}",),)),
+            Question("q", ("a", "b"), (("{}",), ('{"x": 1}',))),
+        ]
+        mark_replies(sheet, asked, [Reply((made,), ("a",)), Reply(("{}", made), ("a", "b"))])
+        sheets.append(sheet)
+    row = summary(sheets)
+    assert row["calls"].keys() == {"1", "2", "avg"}
+    assert row["calls"]["1"]["arg_f1"] == 0.5
+    assert row["calls"]["2"]["arg_f1"] == pytest.approx((2 / 3 + 1) / 2) == row["arg_f1"]
 
 
 @pytest.mark.usefixtures("counted")
@@ -335,6 +327,25 @@ def test_a_whole_bench(tmp_path: Path, folder: Path, model: Path) -> None:
     ]
     again = Told(tmp_path)
     assert bench([recipe], again) == rows  # nothing is done twice
+
+
+def test_a_rate_is_found_once_for_all_seeds(
+    tmp_path: Path, folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("peft")
+    asked: list[Sequence[float]] = []
+
+    def tuned(rates: Sequence[float], loss_of: Any) -> dict[float, float]:
+        asked.append(rates)
+        return {2e-3: 3.0, 4e-3: 1.5, 8e-3: 2.0}
+
+    monkeypatch.setattr(rivals_lora, "tuned", tuned)
+    rows = ["lora-r1", "lora-r1-replay", "tokmem-lda"]
+    said = {"rates": [2e-3, 4e-3], "rows": rows, "seeds": 1, "lora_seeds": 2}
+    table = {row["method"]: row for row in bench([_recipe(folder, model, **said)], Told(tmp_path))}
+    assert asked == [(2e-3, 4e-3)] * 2, "one search for each row"
+    assert [table[name]["lr"] for name in rows[:2]] == [4e-3, 4e-3]
+    assert [table[name]["seeds"] for name in rows] == [2, 2, 1]
 
 
 @pytest.mark.usefixtures("counted")

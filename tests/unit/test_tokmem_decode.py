@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import groupby
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem.api import EndEvent, RouteEvent, TextEvent, TokMem
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.events import Result
+from memtoken_cli.methods.tokmem.grammar import Segment
 from memtoken_cli.methods.tokmem.keys import Options
 from memtoken_cli.methods.tokmem.plain import Plain
+from memtoken_cli.methods.tokmem.telling import Telling
 
 BACKBONE = tiny_llama()
 ADDRESSES = ("coupled", "decoupled", "lda")
@@ -343,7 +346,7 @@ def test_events_come_in_their_order() -> None:
     events = list(
         TokMem(BACKBONE, bank).generate(["one", "two"], ["alpha", "beta"], max_new_tokens=4, batch=1)
     )
-    kinds = [(type(event), event.row) for event in events]
+    kinds = [key for key, _ in groupby((type(event), event.row) for event in events)]  # a text has pieces
     of_row = [RouteEvent, TextEvent, RouteEvent, TextEvent, EndEvent]
     assert kinds == [(kind, 0) for kind in of_row] + [(kind, 1) for kind in of_row]
 
@@ -394,3 +397,85 @@ def test_what_does_not_fit_is_not_cut() -> None:
         TokMem(small, Bank.empty(bank.meta, 16))
     with pytest.raises(DataError, match="chat template"):
         TokMem(small, replace(bank, meta=replace(bank.meta, prompt="0" * 64)))
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("ending", ["none", "eoc", "json"])
+def test_pieces_laid_end_to_end_are_the_text(address, ending) -> None:
+    """Any grammar, any options, the free softmax too; text comes before its segment is over."""
+    rng = random.Random(f"pieces {address} {ending}")
+    early = 0
+    for trial in range(4):
+        bank = tiny_bank(BACKBONE, address, segment_end=ending, max_procedures=3, seed=trial, scale=2.0)
+        options = [chain(rng) for _ in range(5)]
+        options[2] = Options("none", max_new_tokens=6)
+        if address != "lda":
+            options[3] = Options(constrain="none", max_new_tokens=9)
+        said: dict[int, list[str]] = {}
+        for event in TokMem(BACKBONE, bank).events([text(rng) for _ in options], options, batch=3):
+            if isinstance(event, TextEvent):
+                assert event.text
+                said.setdefault(event.row, []).append(event.text)
+            elif isinstance(event, EndEvent):
+                pieces = said.get(event.row, [])
+                assert "".join(pieces) == event.result.text, (trial, options[event.row])
+                early += len(pieces) > len(event.result.segments)
+    assert early
+
+
+def test_of_a_pipe_the_last_answer_is_told() -> None:
+    ready, seen = TokMem(BACKBONE, tiny_bank(BACKBONE)), 0
+    for query in ("ab", "cd e", "f g h", "ijk", "l", "mn"):
+        events = ready.generate([query], pipe=("alpha", "beta", "gamma"), max_new_tokens=4)
+        try:
+            found = list(events)
+        except DataError:  # an answer was empty
+            continue
+        pieces = [event for event in found if isinstance(event, TextEvent)]
+        (result,) = (event.result for event in found if isinstance(event, EndEvent))
+        assert "".join(event.text for event in pieces) == result.text
+        assert {event.procedure for event in pieces} <= {"gamma"} and len(result.segments) == 3
+        seen += len(pieces) > 1
+    assert seen
+
+
+def test_text_is_told_under_its_procedure_and_before_the_next_route() -> None:
+    bank = tiny_bank(BACKBONE, "lda", segment_end="eoc", max_procedures=3)
+    told: list[tuple[str | None, str]] = []
+    now: str | None = None
+    for event in TokMem(BACKBONE, bank).generate(["a query"], ("alpha", "beta"), max_new_tokens=5):
+        if isinstance(event, RouteEvent):
+            now = event.route.procedure
+        elif isinstance(event, TextEvent):
+            assert event.procedure == now
+            told.append((event.procedure, event.text))
+        else:
+            result = event.result
+    said = ["".join(t for p, t in told if p == name) for name in ("alpha", "beta")]
+    assert said == [result.segments[0].text, "\n" + result.segments[1].text]
+
+
+class Halves:
+    """A row whose tokens are the bytes of its text: characters come in parts."""
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self.talks, self.said, self.procedure = True, list[int](), "alpha"
+
+    @staticmethod
+    def text_of(ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", "replace")
+
+
+def test_a_character_in_parts_waits_until_it_is_whole() -> None:
+    row = Halves()
+    telling, pieces = Telling(0, row), []  # type: ignore[arg-type]
+    for byte in "é→x".encode():
+        row.said.append(byte)
+        pieces += [event.text for event in telling.more()]
+    assert pieces == ["é", "→", "x"]
+    row.said.append(0xC3)  # the answer ends in the middle of one
+    assert not list(telling.more())
+    row.segments.append(Segment("alpha", row.text_of(row.said), tuple(row.said), "limit"))
+    row.talks = False
+    assert [event.text for event in telling.more()] == ["\ufffd"]

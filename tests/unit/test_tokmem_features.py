@@ -13,7 +13,7 @@ from memtoken_cli.methods.tokmem import initial
 from memtoken_cli.methods.tokmem.address import END, states_loss, stored
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, Config, Feature
-from memtoken_cli.methods.tokmem.features import Boundary, Frozen, behind
+from memtoken_cli.methods.tokmem.features import HALF_LIFE, Boundary, Frozen, behind
 from memtoken_cli.methods.tokmem.meta import Meta, Row
 from memtoken_cli.methods.tokmem.pool import Pool
 from memtoken_cli.methods.tokmem.prompt import Prompts
@@ -40,13 +40,17 @@ def naive(backbone, prompt, feature: Feature) -> torch.Tensor:
     )
     states = [*out.hidden_states[:-1], out.last_hidden_state]
     x = states[min(len(states) - 1, int(feature.depth * (len(states) - 1) + 0.5))][0]
-    return x[-1] if feature.pool == "last" else x[prompt.user[0] : prompt.user[1]].mean(0)
+    own = x[prompt.user[0] : prompt.user[1]]
+    if feature.pool == "lead":
+        weights = [0.5 ** (t / HALF_LIFE) for t in range(len(own))]
+        return sum(w * row for w, row in zip(weights, own, strict=True)) / sum(weights)
+    return x[-1] if feature.pool == "last" else own.mean(0)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_features_are_those_of_a_plain_forward(name):
     backbone = family(name)
-    features = (*FEATURES, FINAL, Feature(depth=0.5, pool="last"))
+    features = (*FEATURES, FINAL, Feature(depth=0.5, pool="last"), Feature(depth=0.5, pool="lead"))
     for prompt, prefix in zip(prompts(name), Frozen(backbone, features).read(prompts(name)), strict=True):
         for feature, found in zip(features, prefix.features, strict=True):
             assert torch.allclose(found, naive(backbone, prompt, feature), atol=2e-5), feature

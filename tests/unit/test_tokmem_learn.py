@@ -19,6 +19,7 @@ from memtoken_cli.data.procedures import Procedure, Sample
 from memtoken_cli.engine import vocab
 from memtoken_cli.engine.models import load as load_model
 from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.methods.tokmem import adapter
 from memtoken_cli.methods.tokmem import train as training
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import Config, TrainConfig
@@ -29,6 +30,7 @@ from memtoken_cli.methods.tokmem.material import Material
 from memtoken_cli.methods.tokmem.plan import plan
 from memtoken_cli.methods.tokmem.pool import Pool
 from memtoken_cli.methods.tokmem.prompt import Prompts
+from memtoken_cli.methods.tokmem.statistics import TEXT
 from memtoken_cli.methods.tokmem.trials import RATES
 from memtoken_cli.recipe.schema import load
 
@@ -316,7 +318,10 @@ def test_an_interrupted_run_ends_in_the_same_bytes(places, tmp_path, monkeypatch
     assert [row.samples for row in bank.rows] == [row.samples for row in bank.rows if row.samples > 5]
     assert all(row.score is not None for row in bank.rows)
     assert bank.sites["first"].procedures == set(OPERATIONS)
-    assert ("boundary" in bank.sites) == ("data.chains=6" in overrides and bank.meta.address != "decoupled")
+    chained = "data.chains=6" in overrides and bank.meta.address == "lda"
+    assert set(bank.sites) == ({"first", "several", "boundary"} if chained else {"first"})
+    counted = [float(bank.sites[kind].count_C.sum()) for kind in ("first", "several")[: 1 + chained]]
+    assert not chained or 0 < counted[1] <= 6 < counted[0]
 
 
 def rows_of(bank: Bank, name: str) -> bytes:
@@ -398,7 +403,8 @@ def test_rows_that_are_not_trained():
     assert bank.rows[1].described and bank.rows[1].score is None and bank.rows[0].score is None
     x = vocab.embed(backbone, torch.tensor(Prompts(backbone.tokenizer).response("say it"))).mean(0)
     assert torch.allclose(bank.control_PkE[0, 0], x, atol=1e-6)
-    assert {c.procedure for c in bank.sites["first"].classes} == {"plain", "told", "\0TEXT"}
+    assert bank.sites["first"].procedures == {"plain", "told"} and set(bank.sites) == {"first", "text"}
+    assert bank.sites["text"].procedures == {TEXT} and float(bank.sites["text"].count_C) == 2
     assert ("plain", "instruction+query") in bank.sites["first"].classes
 
 
@@ -427,6 +433,9 @@ def test_an_adapted_model_is_a_model_that_banks_are_made_for(places, tmp_path):
         if not torch.equal(a, b)
     ]
     assert changed and all("q_proj" in name or "v_proj" in name for name in changed)
+    adapter.wear(before, tmp_path / "adapt/adapter")
+    for name, x in adapted.model.state_dict().items():
+        assert torch.equal(x, before.model.state_dict()[name])
     losses = [json.loads(line)["loss"] for line in (tmp_path / "adapt/events.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     path = training.train(

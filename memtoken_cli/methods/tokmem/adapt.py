@@ -1,7 +1,7 @@
 """Adaptation (TokMem algorithm 1): LoRA and temporary rows on other procedures; the rows are thrown away, the
 LoRA is merged, and what is left is a model folder that banks are then made for.
 
-OUT/  recipe.lock.yaml · events.jsonl · checkpoints/ · model/
+OUT/  recipe.lock.yaml · events.jsonl · checkpoints/ · adapter/ (the LoRA by itself) · model/
 
 Whole sequences with gradients: the prompts' keys change with every step. Needs the extra `peft`.
 
@@ -25,6 +25,7 @@ from memtoken_cli.engine.checkpoint import RunDir
 from memtoken_cli.engine.dist import World
 from memtoken_cli.engine.fit import fit
 from memtoken_cli.engine.task import At, Loss, Phase
+from memtoken_cli.io import atomic
 from memtoken_cli.methods.tokmem import initial
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import AdaptSection, Config, TrainConfig
@@ -35,7 +36,7 @@ from memtoken_cli.methods.tokmem.meta import Meta
 from memtoken_cli.methods.tokmem.plan import plan
 from memtoken_cli.methods.tokmem.prompt import Prompts
 
-MODEL = "model"
+MODEL, ADAPTER = "model", "adapter"
 TARGETS = ("q_proj", "v_proj")
 
 
@@ -154,6 +155,9 @@ def adapt(
         backbone, lora, start.to(backbone.device), offset, rate / said.lr, examples, config, train, seed
     )
     fit(task, rundir, seed=seed, save_every=train.save_every, log_every=train.log_every, world=world)
+    if world.leader:
+        with atomic.directory(rundir.path / ADAPTER) as folder:
+            wrapped.save_pretrained(folder)
     merged = CausalLM(wrapped.merge_and_unload(), backbone.tokenizer, backbone.name)
     if world.leader:
         fresh.save(merged, rundir.path / MODEL)

@@ -12,13 +12,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from memtoken_cli.data.procedures import Procedures
 from memtoken_cli.engine.checkpoint import RunDir, run_dir
 from memtoken_cli.engine.method import BankCall, Run
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.tokmem.bank import Bank, digest_of
 from memtoken_cli.methods.tokmem.config import BankKeys, Config, DataConfig, LdaSection, TrainConfig
-from memtoken_cli.methods.tokmem.material import material, procedures_of
+from memtoken_cli.methods.tokmem.material import Material, fitting, material
 from memtoken_cli.recipe.canonical import dump
 
 ENTRY = "add"
@@ -41,18 +40,19 @@ def add(bank: Bank, call: BankCall, keys: BankKeys, run: Run) -> Bank:
         train=keys.train,
         val=0,
         test=0,
+        chains=keys.chains,
         described=keys.described,
         skip_bad=keys.skip_bad,
     )
     # before a model is loaded: what is wrong with the data, and whether there is anything to do
-    found = procedures_of(data)
+    found = material(data, None, 0, 0, known=bank.names, note=run.note)
     entry = f"{ENTRY}:{_digest(found, keys)}"
     if entry in bank.meta.history:
         return bank
     clash = [name for name in found.names if name in bank.names]
     if clash and keys.on_clash == "error":
         raise UsageError(f"{clash[0]!r} is in the bank already", hint="on_clash=update or on_clash=rename")
-    grown = _made(bank, data, call, keys, run)
+    grown = _made(bank, found, call, keys, run)
     return replace(grown, meta=replace(grown.meta, history=(*grown.meta.history, entry)))
 
 
@@ -75,18 +75,19 @@ def config_of(bank: Bank, keys: BankKeys) -> Config:
     )
 
 
-def _made(bank: Bank, data: DataConfig, call: BankCall, keys: BankKeys, run: Run) -> Bank:
+def _made(bank: Bank, found: Material, call: BankCall, keys: BankKeys, run: Run) -> Bank:
     from memtoken_cli.methods.tokmem.maker import Maker
     from memtoken_cli.methods.tokmem.operations import backbone_of
     from memtoken_cli.methods.tokmem.prompt import Prompts
 
-    backbone = backbone_of(bank, call, run)
+    backbone = backbone_of(bank, call, keys, run)
     config = config_of(bank, keys)
     # what is read once needs no keeping
     kept = {} if keys.steps else {"cache_gib": 0.0}
     train = TrainConfig(steps=max(1, keys.steps), lr=keys.lr, batch=keys.batch, **kept)
-    longest = train.longest(backbone.dims.context)
-    found = material(data, Prompts(backbone.tokenizer), longest, 0, known=bank.names, note=run.note)
+    if keys.skip_bad:
+        longest = train.longest(backbone.dims.context)
+        found = fitting(found, Prompts(backbone.tokenizer), longest, run.note)
     with ExitStack() as stack:
         rundir: RunDir | None = None
         if keys.steps:
@@ -96,10 +97,12 @@ def _made(bank: Bank, data: DataConfig, call: BankCall, keys: BankKeys, run: Run
         return Maker(backbone, config, train, 0, rundir, note=run.note).bank(found, bank)
 
 
-def _digest(found: Procedures, keys: BankKeys) -> str:
+def _digest(found: Material, keys: BankKeys) -> str:
     """Of all that decides what is added."""
     texts = [keys.model_dump_json()]
-    for p in found.items:
+    for p in found.procedures:
         texts.append(json.dumps([p.name, p.description, p.instruction]))
         texts += [json.dumps([s.input, s.outputs]) for s in p.train]
+    for chain in found.chains:
+        texts.append(json.dumps([chain.query, *([call.procedure, call.output] for call in chain.calls)]))
     return digest_of(*texts)

@@ -16,8 +16,8 @@ from torch import Tensor
 from memtoken_cli.engine import seeds
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError
-from memtoken_cli.methods.tokmem import taught
-from memtoken_cli.methods.tokmem.bank import Bank, Site
+from memtoken_cli.methods.tokmem import adapter, taught
+from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.decode import Decoder
 from memtoken_cli.methods.tokmem.events import EndEvent, Event, Result, RouteEvent, TextEvent
 from memtoken_cli.methods.tokmem.features import Frozen
@@ -25,7 +25,7 @@ from memtoken_cli.methods.tokmem.grammar import Plan
 from memtoken_cli.methods.tokmem.keys import DEFAULT, Constrain, Options
 from memtoken_cli.methods.tokmem.prompt import Prompt, Prompts
 from memtoken_cli.methods.tokmem.route import Route
-from memtoken_cli.methods.tokmem.statistics import Statistics
+from memtoken_cli.methods.tokmem.statistics import Kind, Statistics
 from memtoken_cli.methods.tokmem.taught import Taught
 
 __all__ = ["Bank", "EndEvent", "Options", "Result", "Route", "RouteEvent", "Taught", "TextEvent", "TokMem"]
@@ -34,7 +34,8 @@ BATCH = 8
 
 
 class TokMem:
-    """Raises DataError where the bank was made for another width or another chat template."""
+    """Raises DataError where the bank was made for another width, another chat template or under another
+    adapter (`adapter.wear`)."""
 
     def __init__(self, backbone: CausalLM, bank: Bank) -> None:
         self.backbone, self.bank = backbone, bank
@@ -50,6 +51,7 @@ class TokMem:
                 f"(expected {bank.meta.prompt[:12]}, found {self.prompts.digest[:12]})",
                 hint="use the model and tokenizer that the bank was made for",
             )
+        adapter.check(bank.meta, backbone)
         self.frozen = Frozen(backbone, bank.meta.features)
         self.decoder = Decoder(backbone, bank)
 
@@ -107,16 +109,21 @@ class TokMem:
         numbers: Sequence[int] | None = None,
         *,
         batch: int = BATCH,
+        aloud: bool = True,
     ) -> Iterator[Event]:
         """`generate` with options of each prompt's own. numbers: what seeds a row's draws with its seed; left
-        out: its place. A prompt may be rendered already."""
+        out: its place. A prompt may be rendered already. aloud: with the texts as they come."""
         for each in options:
             each.check(self.bank.names)
         places = range(len(prompts)) if numbers is None else numbers
         for at in range(0, len(prompts), batch):
             chosen = range(at, min(at + batch, len(prompts)))
             yield from self._batch(
-                [prompts[i] for i in chosen], [options[i] for i in chosen], [places[i] for i in chosen], at
+                [prompts[i] for i in chosen],
+                [options[i] for i in chosen],
+                [places[i] for i in chosen],
+                at,
+                aloud,
             )
 
     def results(
@@ -131,7 +138,7 @@ class TokMem:
         each = [options] * len(prompts) if isinstance(options, Options) else options
         done: dict[int, Result] = {}
         following = 0
-        for event in self.events(prompts, each, numbers, batch=batch):
+        for event in self.events(prompts, each, numbers, batch=batch, aloud=False):
             if isinstance(event, EndEvent):
                 done[event.row] = event.result
                 while following in done:
@@ -142,14 +149,20 @@ class TokMem:
         """The training loss of examples under the bank as it is (eq. 3), a scalar; see `taught.loss`."""
         return taught.loss(self.backbone, self.bank, self.frozen, batch)
 
-    def collect(self, batch: Sequence[Taught]) -> dict[Site, Statistics]:
+    def collect(self, batch: Sequence[Taught]) -> dict[Kind, Statistics]:
         """The statistics of examples, by site, for `Statistics.merge`; see `taught.statistics`."""
         return taught.statistics(self.backbone, self.bank, self.frozen, batch)
 
     def _batch(
-        self, prompts: Sequence[str | Prompt], options: Sequence[Options], numbers: Sequence[int], first: int
+        self,
+        prompts: Sequence[str | Prompt],
+        options: Sequence[Options],
+        numbers: Sequence[int],
+        first: int,
+        aloud: bool,
     ) -> Iterator[Event]:
-        """One batch; rows that pipe go through it again with their answer as the prompt."""
+        """One batch; rows that pipe go through it again with their answer as the prompt, the last answer
+        alone being text."""
         texts: dict[int, str | Prompt] = dict(enumerate(prompts))
         before: dict[int, Result] = {}
         stage = 0
@@ -158,10 +171,11 @@ class TokMem:
             staged = [_stage(options[i], stage) for i in rows]
             seeded = [seeds.derive(options[i].seed, numbers[i], stage) for i in rows]
             piped: dict[int, str | Prompt] = {}
-            for event in self._decoded([texts[i] for i in rows], staged, seeded):
+            for event in self._decoded([texts[i] for i in rows], staged, seeded, aloud):
                 i = rows[event.row]
                 if not isinstance(event, EndEvent):
-                    yield replace(event, row=first + i)
+                    if isinstance(event, RouteEvent) or stage + 1 >= len(options[i].pipe):
+                        yield replace(event, row=first + i)
                     continue
                 result = _joined(before[i], event.result) if i in before else event.result
                 if stage + 1 < len(options[i].pipe):
@@ -171,7 +185,7 @@ class TokMem:
             texts, stage = piped, stage + 1
 
     def _decoded(
-        self, prompts: Sequence[str | Prompt], options: Sequence[Options], seeded: Sequence[int]
+        self, prompts: Sequence[str | Prompt], options: Sequence[Options], seeded: Sequence[int], aloud: bool
     ) -> Iterator[Event]:
         rendered = [self._rendered(prompt) for prompt in prompts]
         most = self.bank.meta.max_procedures
@@ -179,7 +193,7 @@ class TokMem:
             self.decoder.row(Plan.of(each, self.bank.names, most, seed), len(prompt.ids))
             for each, seed, prompt in zip(options, seeded, rendered, strict=True)
         ]
-        yield from self.decoder.run(self.frozen.read(rendered), rows)
+        yield from self.decoder.run(self.frozen.read(rendered), rows, aloud)
 
     def _rendered(self, prompt: str | Prompt) -> Prompt:
         if isinstance(prompt, Prompt):

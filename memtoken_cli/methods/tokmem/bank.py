@@ -21,12 +21,14 @@ from torch import Tensor
 from memtoken_cli.engine.memory import Rows
 from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.io.errors import DataError, UsageError
-from memtoken_cli.methods.tokmem.lda import Scorer, fit_alpha
+from memtoken_cli.methods.tokmem import kinds
+from memtoken_cli.methods.tokmem.kinds import FirstSite
+from memtoken_cli.methods.tokmem.lda import Scorer
 from memtoken_cli.methods.tokmem.meta import Block as Block
 from memtoken_cli.methods.tokmem.meta import Meta as Meta
 from memtoken_cli.methods.tokmem.meta import Row as Row
 from memtoken_cli.methods.tokmem.names import check_names, unknown
-from memtoken_cli.methods.tokmem.statistics import SPECIALS, Statistics
+from memtoken_cli.methods.tokmem.statistics import SPECIALS, Kind, Statistics
 
 if TYPE_CHECKING:
     from memtoken_cli.engine.backbone import CausalLM
@@ -40,8 +42,9 @@ SharedBlocks = Literal["refuse", "first"]
 @dataclass(frozen=True)
 class Bank:
     """control_PkE float32. address_PE, address_bias_P: trained addresses (decoupled), else None; coupled
-    addresses are control_PkE[:, 0]. eoc_E: the end of a segment, or None. sites: statistics of the first
-    site and of boundaries. alpha: the scale of a site's scores. project_DQ: applied to features, or None.
+    addresses are control_PkE[:, 0]. eoc_E: the end of a segment, or None. sites: statistics by kind: of the
+    first site's queries (see `kinds.py`), and of boundaries. alpha: the scale of a kind's scores.
+    project_DQ: applied to features, or None.
     """
 
     rows: tuple[Row, ...]
@@ -51,8 +54,8 @@ class Bank:
     address_PE: Tensor | None = None
     address_bias_P: Tensor | None = None
     eoc_E: Tensor | None = None
-    sites: Mapping[Site, Statistics] = field(default_factory=dict)
-    alpha: Mapping[Site, float] = field(default_factory=dict)
+    sites: Mapping[Kind, Statistics] = field(default_factory=dict)
+    alpha: Mapping[Kind, float] = field(default_factory=dict)
     project_DQ: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -110,14 +113,12 @@ class Bank:
             raise unknown(name, self.names)
         return self.names.index(name)
 
-    def scorer(self, site: Site = "first", names: Sequence[str] | None = None) -> Scorer:
+    def scorer(self, site: Site = "first", names: Sequence[str] | None = None) -> Scorer | FirstSite:
         """Scores of the procedures (all of them, in their order) at a site that has statistics."""
-        return Scorer.of(
-            self.sites[site],
-            self.names if names is None else names,
-            self.meta.shrinkage,
-            self.alpha.get(site, 1.0),
-        )
+        wanted, shrinkage = self.names if names is None else names, self.meta.shrinkage
+        if site == "first":
+            return kinds.first_site(self.sites, wanted, self.meta.features, shrinkage, self.alpha)
+        return Scorer.of(self.sites[site], wanted, shrinkage, self.alpha.get(site, 1.0))
 
     def projected(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Features as statistics keep them: [..., D] to [..., Q] where the bank has a map."""
@@ -205,19 +206,16 @@ class Bank:
             if x is not None and y is not None:
                 pairs.append((x[a], y[b]))
         same = all(torch.equal(x, y) for x, y in pairs)
-        known = [set(bank.sites) for bank in (self, other)]
+        known = [{s for s, stats in bank.sites.items() if name in stats.procedures} for bank in (self, other)]
         return (
-            same
-            and known[0] == known[1]
-            and all(self.sites[s].same(other.sites[s], name) for s in self.sites)
+            same and known[0] == known[1] and all(self.sites[s].same(other.sites[s], name) for s in known[0])
         )
 
     def calibrated(self) -> Bank:
-        """With the scale of every site fitted to the features it keeps, where scores are what routes."""
+        """With the scale of every kind fitted to the features it keeps, where scores are what routes."""
         if self.meta.address != "lda":
             return self
-        alpha = {site: fit_alpha(stats, self.meta.shrinkage) for site, stats in self.sites.items()}
-        return replace(self, alpha=alpha)
+        return replace(self, alpha=kinds.scales(self.sites, self.meta.features, self.meta.shrinkage))
 
     def memory(self) -> Rows:
         """As the engine's memory of the `vocab` port."""

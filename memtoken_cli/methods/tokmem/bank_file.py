@@ -21,9 +21,9 @@ from memtoken_cli.io import artifact
 from memtoken_cli.io.artifact import Header, ModelRef
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem import SPEC
-from memtoken_cli.methods.tokmem.bank import SITES, Bank, Block, Meta, Row, Site
+from memtoken_cli.methods.tokmem.bank import Bank, Block, Meta, Row
 from memtoken_cli.methods.tokmem.config import Feature
-from memtoken_cli.methods.tokmem.statistics import FACETS, Basis, Class, Moments, Statistics
+from memtoken_cli.methods.tokmem.statistics import FACETS, KINDS, Basis, Class, Kind, Moments, Statistics
 
 if TYPE_CHECKING:
     from memtoken_cli.engine.backbone import CausalLM
@@ -72,7 +72,7 @@ def memory(bank: Bank) -> Rows:
     if bank.project_DQ is not None:
         kept["project"] = bank.project_DQ
     if bank.alpha:
-        alphas = [bank.alpha.get(site, 1.0) for site in SITES]
+        alphas = [bank.alpha.get(kind, 1.0) for kind in KINDS[: 3 if "several" in bank.alpha else 2]]
         kept["calibration"] = torch.tensor(alphas, dtype=torch.float64)
     for site, stats in bank.sites.items():
         kept[f"lda.{site}.count"] = stats.count_C
@@ -114,7 +114,7 @@ def of(rows: Rows, notes: Mapping[str, Any], model: ModelRef | None = None) -> B
     """What `memory` and `about` came from. Raises DataError where they do not fit each other."""
     try:
         told = TypeAdapter(list[_Row]).validate_python(notes[ROWS])
-        sites = TypeAdapter(dict[Site, _Site]).validate_python(notes["sites"])
+        sites = TypeAdapter(dict[Kind, _Site]).validate_python(notes["sites"])
         meta = _meta(notes)
     except (ValidationError, KeyError, TypeError) as error:
         first = error.errors()[0] if isinstance(error, ValidationError) else None
@@ -127,7 +127,7 @@ def of(rows: Rows, notes: Mapping[str, Any], model: ModelRef | None = None) -> B
     if eoc is not None and eoc.shape[0] != 1:
         raise DataError(f"the bank has {eoc.shape[0]} end-of-segment rows", hint=AGAIN)
     calibration = kept.get("calibration")
-    alpha = dict(zip(SITES, calibration.tolist(), strict=True)) if calibration is not None else {}
+    alpha = dict(zip(KINDS, calibration.tolist(), strict=False)) if calibration is not None else {}
     return Bank(
         tuple(Row(**row.model_dump(exclude={"tokens", "norm"})) for row in told),
         rows.control_PkE,

@@ -18,6 +18,7 @@ from memtoken_cli.engine.compare_report import check_plot
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.tokmem import adapter
 from memtoken_cli.methods.tokmem.contestants import ENCODED, UNITS, Unit
 from memtoken_cli.methods.tokmem.curve import Point, averaged, plot
 from memtoken_cli.methods.tokmem.evaluate import RUNS
@@ -80,6 +81,8 @@ def opened(recipe: Recipe, run: Run) -> Setting:
     if not isinstance(recipe.model, NamedModel):
         raise UsageError("a bank stands beside a pretrained model", hint="model: {name: smollm2-135m}")
     backbone = models.load(recipe.model.name, device=run.device)
+    if recipe.config.adapter is not None:
+        adapter.wear(backbone, recipe.config.adapter)
     prompts = Prompts(backbone.tokenizer)
     longest = recipe.train.longest(backbone.dims.context)
     found = material(recipe.data, prompts, longest, recipe.seed, note=run.note)
@@ -88,6 +91,8 @@ def opened(recipe: Recipe, run: Run) -> Setting:
     del said["data"]["bench"]
     said["samples"] = _digest(repr(found.procedures) + repr(found.chains))
     said["model"] = backbone.fingerprint
+    if recipe.config.adapter is not None:
+        said["adapter"] = adapter.worn(backbone)
     folder = run.out / RUNS / f"tokmem-{Path(recipe.source).stem}" / f"bench-{_digest(dump(said))[:12]}"
     return Setting(recipe, backbone, found, folder, run)
 
@@ -120,7 +125,10 @@ def _lacks(unit: Unit, name: str, setting: Setting, section: BenchSection, skipp
 
 
 def _seeds(unit: Unit, recipe: Recipe) -> Iterator[int]:
-    count = recipe.data.bench.seeds if unit.seeded else 1
+    section: BenchSection = recipe.data.bench
+    count = section.seeds if unit.seeded else 1
+    if unit.seeded and unit.writes:
+        count = section.lora_seeds or count
     yield from range(recipe.seed, recipe.seed + count)
 
 

@@ -20,7 +20,7 @@ from memtoken_cli.methods.tokmem.features import Prefix, behind, columns
 from memtoken_cli.methods.tokmem.learn import Learning
 from memtoken_cli.methods.tokmem.loss import states_behind
 from memtoken_cli.methods.tokmem.pool import Pool
-from memtoken_cli.methods.tokmem.statistics import END, KEEP_ALL, TEXT, Class, Statistics, collect
+from memtoken_cli.methods.tokmem.statistics import END, KEEP_ALL, TEXT, Class, Kind, Statistics, collect
 
 ROWS = 8  # of a forward behind the prompts
 
@@ -34,15 +34,32 @@ def kept_of(lda: LdaSection) -> int:
     return KEEP_ALL if lda.keep_features else lda.keep_val
 
 
-def first_site(
+def prompt_kinds(
     pool: Pool,
     examples: Sequence[Example],
     own: Mapping[int, str],
     negatives: Sequence[Prefix] = (),
     project_DQ: Tensor | None = None,
+) -> dict[Kind, Statistics]:
+    """Of the examples' prompts: queries for one procedure, and, where there are such, for several and for
+    none. own: the block's procedures by their rows."""
+    kinds: dict[Kind, list[Example]] = {
+        "first": [e for e in examples if len(e.segments) == 1],
+        "several": [e for e in examples if len(e.segments) > 1],
+    }
+    found = {kind: first_site(pool, chosen, own, project_DQ) for kind, chosen in kinds.items()}
+    if not found["several"].classes:
+        del found["several"]
+    if negatives:
+        features = through(project_DQ, columns(prefix.features for prefix in negatives))
+        found["text"] = collect([Class(TEXT)] * len(negatives), features, kept_of(pool.config.lda))
+    return found
+
+
+def first_site(
+    pool: Pool, examples: Sequence[Example], own: Mapping[int, str], project_DQ: Tensor | None = None
 ) -> Statistics:
-    """Of every form of the examples' prompts, by the procedure that comes first; negatives are TEXT. own: the
-    block's procedures by their rows."""
+    """Of every form of the examples' prompts, by the procedure that comes first."""
     classes: list[Class] = []
     prefixes: list[Prefix] = []
     for example in examples:
@@ -50,10 +67,13 @@ def first_site(
         for form, prefix in pool.forms(example).items() if name is not None else ():
             classes.append(Class(str(name), form))
             prefixes.append(prefix)
-    classes += [Class(TEXT, QUERY)] * len(negatives)
-    prefixes += negatives
+    keep = kept_of(pool.config.lda)
+    if not prefixes:
+        E = pool.frozen.backbone.dims.width
+        width = E if project_DQ is None else project_DQ.shape[1]
+        return Statistics.empty([width] * len(pool.config.features), keep)
     features = through(project_DQ, columns(prefix.features for prefix in prefixes))
-    return collect(classes, features, kept_of(pool.config.lda))
+    return collect(classes, features, keep)
 
 
 @torch.no_grad()

@@ -20,11 +20,12 @@ class Feature(Section):
 
     Attributes:
         depth: which state, as a share of the layers; 1 is what the LM head reads.
-        pool: the last token, the mean over the user's tokens, or (after a segment) the mean over that.
+        pool: the last token, the mean over the user's tokens, a mean that leans to the first of them (for
+            queries that ask for several procedures), or (after a segment) the mean over that.
     """
 
     depth: float = Field(default=1.0, gt=0, le=1)
-    pool: Literal["last", "user", "segment"] = "last"
+    pool: Literal["last", "user", "lead", "segment"] = "last"
 
 
 FEATURES = (
@@ -86,6 +87,7 @@ class Config(Section):
         route_weight: of the routing positions in the loss.
         replay: pseudo-states of old procedures while new addresses train, or nothing.
         renorm: new rows are kept at the mean norm of the old ones (the paper's eq. 5-6), or not.
+        adapter: a folder with a LoRA adapter, which the model wears.
         adapt: make an adapted model instead of a bank; its folder is then the model of banks.
     """
 
@@ -102,6 +104,7 @@ class Config(Section):
     replay: Literal["stats", "none"] = "stats"
     renorm: Literal["none", "paper"] = "none"
     lda: LdaSection = Field(default_factory=LdaSection)
+    adapter: str | None = None
     adapt: AdaptSection | None = None
 
     @model_validator(mode="after")
@@ -208,26 +211,30 @@ class TrainConfig(TrainSection):
 
 
 class EvaluateKeys(Section):
-    """The keys of `memtok evaluate BANK --data DIR`."""
+    """The keys of `memtok evaluate BANK --data DIR`. adapter: as in a recipe's `tokmem:`. plot: accuracy over
+    the bank's blocks as a picture (.png, .svg, .pdf)."""
 
     tasks: str | int | None = None
     test: int = Field(default=50, ge=1)
     prompt: Literal["query", "instruction+query"] = "query"
     negatives: str | None = None
     chains: str | None = None
+    adapter: str | None = None
     max_new_tokens: int = Field(default=256, ge=1)
     batch: int = Field(default=8, ge=1)
     generate: bool = True
+    plot: str | None = None
 
 
 class BankKeys(Section):
-    """The keys of `memtok bank`; all belong to `add`.
+    """The keys of `memtok bank`; all but `adapter` belong to `add`.
 
     Attributes:
         steps: of training for the new control rows; 0: none, they start at their text.
         lr, batch: of those steps.
-        tasks, train, described, skip_bad: as in a recipe's `data:`.
-        on_clash: as in a recipe's `tokmem:`.
+        tasks, train, chains, described, skip_bad: as in a recipe's `data:`; chains are a file here, and may
+            call procedures that the bank has.
+        on_clash, adapter: as in a recipe's `tokmem:`.
     """
 
     steps: int = Field(default=0, ge=0)
@@ -235,6 +242,8 @@ class BankKeys(Section):
     batch: int = Field(default=8, ge=1)
     tasks: str | int | None = None
     train: int = Field(default=500, ge=1)
+    chains: str | None = None
     described: bool = False
     skip_bad: bool = False
     on_clash: Literal["error", "update", "rename"] = "error"
+    adapter: str | None = None

@@ -59,6 +59,8 @@ UNITS: tuple[Unit, ...] = (
         for name in ("rag-paper", "rag-demonstrations", "rag-strong")
     ),
     _tuned("lora-r1", lora("lora-r1", 1)),
+    _tuned("lora-r1-sequential", lora("lora-r1-sequential", 1, True)),
+    _tuned("lora-r1-replay", lora("lora-r1-replay", 1, True, REPLAYED)),
     _tuned("lora-r8", lora("lora-r8", 8)),
     _tuned("lora-r8-sequential", lora("lora-r8-sequential", 8, True)),
     _tuned("lora-r8-replay", lora("lora-r8-replay", 8, True, REPLAYED)),

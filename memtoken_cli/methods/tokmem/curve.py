@@ -1,5 +1,8 @@
 """What is forgotten as a bank grows: accuracy after each block, on all seen, on the first block, and of a
-joint fit; as rows and as a picture."""
+joint fit; as rows and as a picture.
+
+Shape suffixes: B questions, P procedures (and, last, no procedure at all).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from memtoken_cli.engine.compare_report import check_plot, save_plot
+from memtoken_cli.methods.tokmem.exam import Question
+from memtoken_cli.methods.tokmem.meta import Row
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,30 @@ class Point:
 
     def record(self) -> dict[str, Any]:
         return {"table": "forgetting", **asdict(self)}
+
+
+def of_blocks(method: str, rows: Sequence[Row], log_p_BP: Tensor, asked: Sequence[Question]) -> list[Point]:
+    """A finished bank's: after each of its blocks, how often the best of the procedures until then was right.
+
+    What the procedures of later blocks left in a shared covariance is in it. Nothing for a bank of one block,
+    or where the first block is not asked for.
+    """
+    order = list(dict.fromkeys(row.block for row in rows))
+    at = {row.name: i for i, row in enumerate(rows)}
+    gold_B = torch.tensor([at.get(q.gold[0], -1) if len(q.gold) == 1 else -1 for q in asked])
+    block_P = torch.tensor([order.index(row.block) for row in rows])
+    block_B = torch.where(gold_B >= 0, block_P[gold_B], len(order))
+    first_B = block_B == 0
+    if len(order) < 2 or not bool(first_B.any()):
+        return []
+    points = []
+    for b in range(len(order)):
+        later_P = torch.zeros(log_p_BP.shape[1], dtype=torch.bool)
+        later_P[: len(rows)] = block_P > b
+        hit_B = log_p_BP.masked_fill(later_P, -torch.inf).argmax(1) == gold_B
+        seen, first = (float(hit_B[some_B].double().mean()) for some_B in (block_B <= b, first_B))
+        points.append(Point(method, b + 1, int((block_P <= b).sum()), seen, first))
+    return points
 
 
 def averaged(points: Sequence[Point]) -> list[Point]:

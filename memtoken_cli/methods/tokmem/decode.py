@@ -20,11 +20,12 @@ from memtoken_cli.engine import prefix_cache, vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
-from memtoken_cli.methods.tokmem.events import EndEvent, Event, Result, RouteEvent, TextEvent
+from memtoken_cli.methods.tokmem.events import EndEvent, Event, Result, RouteEvent
 from memtoken_cli.methods.tokmem.features import Boundary, Prefix
 from memtoken_cli.methods.tokmem.grammar import Ids, Plan, Row
 from memtoken_cli.methods.tokmem.route import Route, Router, State
 from memtoken_cli.methods.tokmem.taught import table_of
+from memtoken_cli.methods.tokmem.telling import Telling
 
 
 class Decoder:
@@ -80,9 +81,9 @@ class Decoder:
         return text
 
     @torch.no_grad()
-    def run(self, prefixes: Sequence[Prefix], rows: Sequence[Row]) -> Iterator[Event]:
-        """Events of a batch as they come; each row ends with its EndEvent."""
-        batch = _Batch(self, prefixes, rows)
+    def run(self, prefixes: Sequence[Prefix], rows: Sequence[Row], aloud: bool = True) -> Iterator[Event]:
+        """Events of a batch as they come, those of texts where `aloud`; each row ends with its EndEvent."""
+        batch = _Batch(self, prefixes, rows, aloud)
         while True:
             yield from batch.step()
             if not batch.alive:
@@ -92,7 +93,7 @@ class Decoder:
 
 @dataclass
 class _Live:
-    """A row in the batch. at: its place in the cache. told: segments that were given out."""
+    """A row in the batch. at: its place in the cache. telling: where texts are given out as they come."""
 
     number: int
     row: Row
@@ -101,13 +102,15 @@ class _Live:
     at: int
     position: int
     put: int | None = None
-    told: int = 0
+    telling: Telling | None = None
 
 
 class _Batch:
     """Rows that share a cache. h_BE: what the head reads of the last token of each."""
 
-    def __init__(self, decoder: Decoder, prefixes: Sequence[Prefix], rows: Sequence[Row]) -> None:
+    def __init__(
+        self, decoder: Decoder, prefixes: Sequence[Prefix], rows: Sequence[Row], aloud: bool
+    ) -> None:
         self.decoder, self.backbone = decoder, decoder.backbone
         self.started = time.perf_counter()
         self.cache, self.mask_BT = prefix_cache.batched(self.backbone, prefixes)
@@ -117,6 +120,8 @@ class _Batch:
             _Live(n, row, prefix, Boundary(watch, prefix, self.backbone.dims.layers), n, prefix.length)
             for n, (row, prefix) in enumerate(zip(rows, prefixes, strict=True))
         ]
+        for live in self.alive if aloud else ():
+            live.telling = Telling(live.number, live.row)
         self.watching = bool(watch)
         self.positions = [live.position for live in self.alive]
         self.B = len(rows)
@@ -130,11 +135,12 @@ class _Batch:
         for live, picked in zip(talking, self._choose(talking) if talking else (), strict=True):
             if isinstance(picked, Route):
                 live.row.interrupted(picked)
+                yield from self._told(live)
                 yield RouteEvent(live.number, picked)
             else:
                 live.put = live.row.take(picked)
                 live.boundary.said = live.put is not None and live.put < self.decoder.ids_of.vocab
-            yield from self._told(live)
+                yield from self._told(live)
         yield from self._routes()  # EOS does not go in: what follows it is decided at once
         for live in self.alive:
             if live.put is None and not live.row.done:
@@ -236,9 +242,7 @@ class _Batch:
         return self.decoder.router.free_route(site, log_p[V:], logits[V:], at - V, row.plan.top_k)
 
     def _told(self, live: _Live) -> Iterator[Event]:
-        for segment in live.row.segments[live.told :]:
-            yield TextEvent(live.number, segment)
-        live.told = len(live.row.segments)
+        return iter(()) if live.telling is None else live.telling.more()
 
     def _result(self, live: _Live) -> Result:
         row = live.row

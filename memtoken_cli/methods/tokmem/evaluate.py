@@ -10,12 +10,15 @@ from memtoken_cli.data.chains import read_chains, read_negatives
 from memtoken_cli.data.procedures import Caps, Procedure, read_procedures
 from memtoken_cli.engine import models
 from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.compare_report import check_plot
 from memtoken_cli.engine.elsewhere import Elsewhere
 from memtoken_cli.engine.memory import Memory, Rows
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.methods.tokmem.adapter import wear_as
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import EvaluateKeys
+from memtoken_cli.methods.tokmem.curve import of_blocks, plot
 from memtoken_cli.methods.tokmem.exam import (
     Question,
     by_procedure,
@@ -26,7 +29,7 @@ from memtoken_cli.methods.tokmem.exam import (
     questions,
 )
 from memtoken_cli.methods.tokmem.exam_config import BenchSection
-from memtoken_cli.methods.tokmem.material import material
+from memtoken_cli.methods.tokmem.material import exam_chains, material
 from memtoken_cli.methods.tokmem.prompt import Prompts
 from memtoken_cli.methods.tokmem.replies import Examined, gold
 from memtoken_cli.methods.tokmem.sheets import Sheet, confusions, summary
@@ -40,25 +43,38 @@ RUNS = "runs"
 def measure(
     backbone: CausalLM, memory: Memory, about: Mapping[str, Any], data: str, keys: EvaluateKeys, run: Run
 ) -> list[dict[str, Any]]:
-    """Rows: one a procedure, chains, negatives, confusions, and last the total with 95 % intervals.
+    """Rows: one a procedure, chains, negatives, the curve over the bank's blocks, confusions, and last the
+    total with 95 % intervals.
 
     Raises DataError for data that cannot be read, UsageError where the bank has none of its procedures.
     """
     if not isinstance(memory, Rows):
         raise DataError(f"a bank is a memory of the vocab port, this one is of the {memory.port} port")
     bank = Bank.of(memory, about)
+    wear_as(bank.meta, backbone, keys.adapter, "the bank")
+    if keys.plot:
+        check_plot(keys.plot)
     tests = _tests(bank, data, keys, run)
+    if bank.meta.dtype != (here := str(backbone.dtype).removeprefix("torch.")):
+        run.note(f"warning: the bank was made in {bank.meta.dtype}, the model is in {here}")
     examined = Examined(backbone, bank, keys.batch)
     total, sheet = _total(examined, tests, keys)
     rows = [{"part": "procedure", **row} for row in by_procedure(sheet, tests)]
     if keys.chains:
         asked = chain_questions(read_chains(keys.chains, bank.names))
-        rows.append({"part": "chains", **_total(examined, asked, keys)[0]})
+        found = _total(examined, asked, keys)[0]
+        calls = [{"part": "calls", "number": n, **marks} for n, marks in found.pop("calls", {}).items()]
+        rows += [{"part": "chains", **found}, *calls]
     if keys.negatives:
         strangers = Sheet("negatives")
         asked = negatives(read_negatives(keys.negatives))
         mark_routes(strangers, asked, examined.routes(asked))
         rows.append({"part": "negatives", **_plain(summary([strangers]))})
+    points = of_blocks("bank", bank.rows, examined.log_probs(tests), tests)
+    rows += [{"part": "curve", **point.record()} for point in points]
+    if keys.plot and points:
+        plot(keys.plot, points)
+        run.note(f"plot: {keys.plot}")
     pairs = [{"part": "confusion", **pair} for pair in confusions(sheet.pairs)]
     return [*rows, *pairs, {"part": "total", **total}]
 
@@ -74,9 +90,11 @@ def of_recipe(recipe: Recipe, run: Run) -> dict[str, Any]:
     bank = Bank.load(path)
     section: BenchSection = recipe.data.bench
     backbone = models.load(recipe.model.name, device=run.device, dtype=bank.meta.dtype)
+    wear_as(bank.meta, backbone, recipe.config.adapter, str(path))
     longest = recipe.train.longest(backbone.dims.context)
     found = material(recipe.data, Prompts(backbone.tokenizer), longest, recipe.seed, note=run.note)
     asked = questions(found.procedures, section.tests, section.prompt == "instruction+query")
+    asked += chain_questions(exam_chains(recipe, found))
     keys = EvaluateKeys(max_new_tokens=section.max_new_tokens, batch=section.batch, generate=section.generate)
     total, sheet = _total(Examined(backbone, bank, keys.batch), asked, keys)
     rows = [{"part": "procedure", **row} for row in by_procedure(sheet, asked)]

@@ -1,4 +1,4 @@
-"""What a decode tells: routes and segments as they come, and each row's whole result."""
+"""What a decode tells: routes and pieces of text as they come, and each row's whole result."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ class RouteEvent:
 
 @dataclass(frozen=True)
 class TextEvent:
-    """A segment of row `row` is complete."""
+    """Row `row` has said more, under `procedure` (None: plain text). All its pieces laid end to end are the
+    text of its result: a segment after the first one begins with the line end before it."""
 
     row: int
-    segment: Segment
+    text: str
+    procedure: str | None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ RowName = Literal[
     "rag-demonstrations",
     "rag-strong",
     "lora-r1",
+    "lora-r1-sequential",
+    "lora-r1-replay",
     "lora-r8",
     "lora-r8-sequential",
     "lora-r8-replay",
@@ -44,17 +46,21 @@ class BenchSection(Section):
     Attributes:
         rows: contestants; left out: all, those whose extra is missing as skipped.
         seeds: how many, from the recipe's on; contestants without training have one.
+        lora_seeds: of LoRA, which takes longest; left out: as many.
         tests: questions of each procedure. chains: generated test chains (where training has some).
         prompt: the form of the questions.
         max_new_tokens, batch: of decoding.
         generate: also answers; otherwise routing alone, with untrained control rows.
         blocks: steps of the sequential rows.
-        rates: LoRA's learning rates, of which validation takes one. epochs: LoRA's; left out: the recipe's.
+        rates: LoRA's learning rates, of which validation takes one under the first seed, and which go on by
+            factors of two where the best is the last; a single one is taken as it is.
+        epochs: LoRA's at most, of which validation takes the best; left out: the recipe's.
         plot: the forgetting curves as a picture (.png, .svg, .pdf).
     """
 
     rows: tuple[RowName, ...] | None = Field(default=None, min_length=1)
     seeds: int = Field(default=3, ge=1)
+    lora_seeds: int | None = Field(default=None, ge=1)
     tests: int = Field(default=40, ge=1)
     chains: int = Field(default=150, ge=0)
     prompt: Literal["query", "instruction+query"] = "query"
@@ -62,6 +68,6 @@ class BenchSection(Section):
     batch: int = Field(default=16, ge=1)
     generate: bool = True
     blocks: int = Field(default=6, ge=1)
-    rates: tuple[Rate, ...] = Field(default=(5e-4, 1e-3, 2e-3, 4e-3), min_length=1)
+    rates: tuple[Rate, ...] = Field(default=(2e-3, 4e-3), min_length=1)
     epochs: int | None = Field(default=None, ge=1)
     plot: str | None = None

@@ -24,6 +24,7 @@ from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem import bank_file
 from memtoken_cli.methods.tokmem.bank import Bank, digest_of
+from memtoken_cli.methods.tokmem.config import BankKeys
 from memtoken_cli.methods.tokmem.extras import need_peft
 
 FORMATS = ("hf", "peft")
@@ -45,7 +46,7 @@ class Sides:
         return torch.equal(self.input_RE, self.output_RE)
 
 
-def export(bank: Bank, call: BankCall, run: Run) -> Mapping[str, Any]:
+def export(bank: Bank, call: BankCall, keys: BankKeys, run: Run) -> Mapping[str, Any]:
     """Write `--out DIR`; returns its path, size and ids. A no-op where the same bank was exported there.
 
     Raises UsageError for a bank or model that the format cannot hold.
@@ -57,6 +58,8 @@ def export(bank: Bank, call: BankCall, run: Run) -> Mapping[str, Any]:
     if call.to == "peft":
         need_peft("this export")
     check(bank, call.recouple)
+    if call.to == "peft" and bank.meta.adapter is not None:
+        raise UsageError("the bank's model wears an adapter, which this format cannot hold", hint="--to hf")
     out = Path(call.target)
     stamp = {
         "format": call.to,
@@ -67,7 +70,7 @@ def export(bank: Bank, call: BankCall, run: Run) -> Mapping[str, Any]:
     if (before := _stamp(out)) is not None and before.get("made") == stamp:
         run.note(f"{out}: already done")
         return {key: value for key, value in before.items() if key != "made"}
-    backbone = backbone_of(bank, call, run, "float32")
+    backbone = backbone_of(bank, call, keys, run, "float32")
     fitted: dict[str, Any] = {}
     address_PE = bank.address_PE
     if call.recouple:

@@ -2,7 +2,7 @@
 
 None of it depends on the bank: memory rows stand behind the prompt. No gradients here.
 
-Shape suffixes: B rows, T tokens, E model width, D width of a feature.
+Shape suffixes: B rows, T tokens, U tokens of the user's, E model width, D width of a feature.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.prefix_cache import Kept
 from memtoken_cli.methods.tokmem.config import Feature
 from memtoken_cli.methods.tokmem.prompt import Prompt
+
+HALF_LIFE = 4  # tokens after which a token counts half as much in a mean that leans to the first
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,23 @@ class _Gather:
                     picked.append(x_TE[last].float().clone())
                     continue
                 start, end = prompt.user
-                total = x_TE[max(start - first, 0) : max(end - first, 0)].float().sum(0)
-                if self.shared and start < first:
-                    total = total + self.shared[f][start : min(end, first)].sum(0)
-                picked.append(total / (end - start))
+                weight_U1 = leaning(feature, end - start).to(x_TE.device)
+                early = min(max(first - start, 0), end - start)  # of the user's, in what all prompts share
+                total = (weight_U1[early:] * x_TE[max(start - first, 0) : max(end - first, 0)].float()).sum(0)
+                if self.shared and early:
+                    total = total + (weight_U1[:early] * self.shared[f][start : start + early]).sum(0)
+                picked.append(total / weight_U1.sum())
             self.found[i] = (tuple(picked), states[-1][b, last].float().clone())
 
     def result(self, i: int) -> tuple[tuple[Tensor, ...], Tensor]:
         return self.found[i]
+
+
+def leaning(feature: Feature, tokens: int) -> Tensor:
+    """[U,1] what each of the user's tokens counts in a mean over them."""
+    if feature.pool != "lead":
+        return torch.ones(tokens, 1)
+    return 0.5 ** (torch.arange(tokens)[:, None] / HALF_LIFE)
 
 
 def level(feature: Feature, layers: int) -> int:

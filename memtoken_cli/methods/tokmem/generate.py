@@ -9,9 +9,10 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.memory import Memory, Rows
 from memtoken_cli.engine.method import Answer, GenerateOptions
 from memtoken_cli.io.errors import DataError
+from memtoken_cli.methods.tokmem.adapter import wear_as
 from memtoken_cli.methods.tokmem.api import TokMem
 from memtoken_cli.methods.tokmem.bank import Bank
-from memtoken_cli.methods.tokmem.events import Result
+from memtoken_cli.methods.tokmem.events import Result, TextEvent
 from memtoken_cli.methods.tokmem.keys import DEFAULT, GenerateKeys, Options, row_options
 from memtoken_cli.methods.tokmem.prompt import Prompt
 
@@ -34,22 +35,42 @@ class Answering:
 
         Raises DataError for a query that does not fit, or what is no bank; UsageError for an unknown name.
         """
-        ready = self.ready(backbone, memory, about)
-        names = ready.bank.names
         own = options.own if isinstance(options.own, GenerateKeys) else keys_of(options)
+        ready = self.ready(backbone, memory, about, own.adapter)
+        names = ready.bank.names
         shared = own.decoding(names, options.seed)
         records = options.records or ({},) * len(queries)
         each = [row_options(shared, record, names) for record in records]
         for result in ready.results(queries, each, options.lines or None, batch=own.batch):
             yield Answer(result.text, trace=result.document())
 
-    def ready(self, backbone: CausalLM, memory: Memory, about: Mapping[str, Any]) -> TokMem:
-        """The bank of an artifact with its backbone. Raises DataError where the memory is no bank."""
+    def speak(
+        self,
+        backbone: CausalLM,
+        memory: Memory,
+        about: Mapping[str, Any],
+        query: str,
+        options: GenerateOptions,
+    ) -> Iterator[str]:
+        """The pieces of one query's answer as they come; raises as `answer`."""
+        own = options.own if isinstance(options.own, GenerateKeys) else keys_of(options)
+        ready = self.ready(backbone, memory, about, own.adapter)
+        for event in ready.events([query], [own.decoding(ready.bank.names, options.seed)]):
+            if isinstance(event, TextEvent):
+                yield event.text
+
+    def ready(
+        self, backbone: CausalLM, memory: Memory, about: Mapping[str, Any], adapter: str | None = None
+    ) -> TokMem:
+        """The bank of an artifact with its backbone, which wears what it was made under. Raises DataError
+        where the memory is no bank."""
         if not isinstance(memory, Rows):
             raise DataError(f"a bank is a memory of the vocab port, this one is of the {memory.port} port")
         kept = self._ready
         if kept is None or kept[0] is not backbone or kept[1] is not memory:
-            kept = self._ready = (backbone, memory, TokMem(backbone, Bank.of(memory, about)))
+            bank = Bank.of(memory, about)
+            wear_as(bank.meta, backbone, adapter, "the bank")
+            kept = self._ready = (backbone, memory, TokMem(backbone, bank))
         return kept[2]
 
 

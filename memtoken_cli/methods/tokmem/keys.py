@@ -117,7 +117,8 @@ def parse_names(given: str | Sequence[str], names: Sequence[str], *, modes: bool
 
 class GenerateKeys(BaseModel):
     """The keys of `memtok generate` for a bank; see `Options`. `trace`: routes on standard error. `input`: a
-    JSONL file of {"prompt", "procedures"?, "allow"?}. `batch`: rows decoded together."""
+    JSONL file of {"prompt", "procedures"?, "allow"?}. `batch`: rows decoded together. `adapter`: the folder
+    of the adapter that the bank was made under, where it is elsewhere now."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -133,6 +134,7 @@ class GenerateKeys(BaseModel):
     temperature: float = Field(default=0.0, ge=0)
     trace: bool = False
     input: str | None = None
+    adapter: str | None = None
     batch: int = Field(default=8, ge=1)
     errors: Literal["stop", "skip"] = "stop"
 

@@ -1,7 +1,7 @@
 """Scores of procedures from statistics: linear discriminant analysis with a fitted scale, in float64.
 
-Priors are uniform on purpose: a procedure with more samples is no more likely. Which scores may be chosen is
-`route.py`'s.
+Priors are uniform on purpose: a procedure with more samples is no more likely. Queries that ask for several
+procedures, or for none, are told apart in `kinds.py`. Which scores may be chosen is `route.py`'s.
 
 Shape suffixes: B rows, C classes, L labels, D width of a feature, V kept samples.
 """
@@ -26,7 +26,8 @@ MOST_KEPT = 1024  # samples that the scale is fitted on
 @dataclass(frozen=True)
 class Scorer:
     """labels: procedures as asked for, then TEXT and END where the statistics have them. weight: one [C,D] a
-    feature; centre: one [D]; bias_C of all; label_C: the label of each class."""
+    feature; centre: one [D]; bias_C of all; label_C: the label of each class. places: of these features among
+    those that come; None: no others come."""
 
     labels: tuple[str, ...]
     alpha: float
@@ -34,6 +35,7 @@ class Scorer:
     centre: tuple[Tensor, ...]
     bias_C: Tensor
     label_C: Tensor
+    places: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, stats: Statistics, procedures: Sequence[str], shrinkage: float, alpha: float = 1.0) -> Scorer:
@@ -59,20 +61,22 @@ class Scorer:
         """[B,L] float64 of one [B,D] a feature: the better of a procedure's facets, unscaled. A label without
         samples gets -inf."""
         score_BC = self.bias_C
-        for x_BD, weight_CD, centre_D in zip(features, self.weight, self.centre, strict=True):
-            score_BC = score_BC + (x_BD.detach().to("cpu", torch.float64) - centre_D) @ weight_CD.T
+        for x_BD, weight_CD, centre_D in zip(
+            chosen(features, self.places), self.weight, self.centre, strict=True
+        ):
+            score_BC = score_BC + (wide(x_BD) - centre_D) @ weight_CD.T
         return _by_label(score_BC, self.label_C, len(self.labels))
 
+    def scores(self, features: Sequence[Tensor]) -> Tensor:
+        """`raw`, scaled."""
+        return self.alpha * self.raw(features)
+
     def log_probs(self, features: Sequence[Tensor], allowed: Tensor | None = None) -> Tensor:
-        """[B,L] float64, log-softmax of the scaled scores over `allowed` ([L] or [B,L] bool; None: all).
+        """[B,L] float64, log-softmax of the scores over `allowed` ([L] or [B,L] bool; None: all).
 
         A row where nothing allowed has samples is -inf throughout.
         """
-        score_BL = self.alpha * self.raw(features)
-        if allowed is not None:
-            score_BL = score_BL.masked_fill(~allowed, -math.inf)
-        total_B1 = score_BL.logsumexp(1, keepdim=True)
-        return torch.where(total_B1.isinf(), -math.inf, score_BL - total_B1)
+        return log_softmax(self.scores(features), allowed)
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,24 @@ class Gaussian:
         """[N,D] float32, one sample of each class index in class_N."""
         noise_ND = torch.randn(len(class_N), self.mean_CD.shape[1], generator=generator, dtype=torch.float64)
         return (self.mean_CD[class_N] + noise_ND @ self.lower_DD.T).float()
+
+
+def chosen(features: Sequence[Tensor], places: tuple[int, ...] | None) -> Sequence[Tensor]:
+    """The features at these places, or all."""
+    return features if places is None else [features[f] for f in places]
+
+
+def wide(x: Tensor) -> Tensor:
+    """As statistics are computed: float64 on the CPU."""
+    return x.detach().to("cpu", torch.float64)
+
+
+def log_softmax(score_BL: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """[B,L] over `allowed`; a row whose scores there are all -inf stays so."""
+    if allowed is not None:
+        score_BL = score_BL.masked_fill(~allowed, -math.inf)
+    total_B1 = score_BL.logsumexp(1, keepdim=True)
+    return torch.where(total_B1.isinf(), -math.inf, score_BL - total_B1)
 
 
 def fit_alpha(stats: Statistics, shrinkage: float) -> float:

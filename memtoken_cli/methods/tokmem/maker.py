@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from memtoken_cli.engine.dist import World
 from memtoken_cli.engine.fit import fit
 from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.methods.tokmem import initial, trials
-from memtoken_cli.methods.tokmem.bank import Bank, Site, digest_of
-from memtoken_cli.methods.tokmem.collect import boundary_site, first_site, kept_of, map_of
+from memtoken_cli.methods.tokmem.adapter import NOTE as ADAPTER
+from memtoken_cli.methods.tokmem.adapter import worn
+from memtoken_cli.methods.tokmem.bank import Bank, digest_of
+from memtoken_cli.methods.tokmem.collect import boundary_site, first_site, kept_of, map_of, prompt_kinds
 from memtoken_cli.methods.tokmem.config import Config, TrainConfig
 from memtoken_cli.methods.tokmem.features import Frozen
 from memtoken_cli.methods.tokmem.learn import Block, Learning
@@ -31,7 +34,7 @@ from memtoken_cli.methods.tokmem.plan import Part, Plan, check, plan
 from memtoken_cli.methods.tokmem.pool import Pool
 from memtoken_cli.methods.tokmem.prompt import Prompts
 from memtoken_cli.methods.tokmem.replay import Replay
-from memtoken_cli.methods.tokmem.statistics import Statistics, merged
+from memtoken_cli.methods.tokmem.statistics import Kind, Statistics, merged
 
 FROM_CHAINS = 4  # procedures that an answer may use where there are chains
 
@@ -162,9 +165,11 @@ class Maker:
         if b == 0 and laid.negatives:
             negatives = self.pool.frozen.read([self.prompts.render(q) for q in laid.negatives])
         seen = [*part.learned, *part.told]
-        sites: dict[Site, Statistics] = {
-            "first": first_site(self.pool, seen, part.own, negatives, project_DQ)
-        }
+        sites: dict[Kind, Statistics]
+        if self.config.address == "lda":
+            sites = prompt_kinds(self.pool, seen, part.own, negatives, project_DQ)
+        else:  # trained addresses learn chains and singles as one
+            sites = {"first": first_site(self.pool, seen, part.own, project_DQ)}
         if laid.chained and self.config.address == "lda" and part.learned:
             sites["boundary"] = boundary_site(task, b, part.learned, part.own, project_DQ)
         trained = self.rundir is not None and bool(part.learned)
@@ -183,7 +188,9 @@ class Maker:
             for row, p in zip(part.rows, part.procedures, strict=True)
         )
         samples = sum(len(p.train) for p in part.procedures)
-        notes = {"lr": task.lr, "steps": task.steps(block) if trained else 0}
+        notes: dict[str, Any] = {"lr": task.lr, "steps": task.steps(block) if trained else 0}
+        if self.config.adapter is not None:
+            notes[ADAPTER] = self.config.adapter
         address_PE = None if block.address_PE is None else block.address_PE.detach().cpu().clone()
         return Bank(
             rows,
@@ -199,8 +206,9 @@ class Maker:
 
     def _entry(self, part: Part) -> str:
         """The block's id: of its samples and of how it was made."""
-        config = self.config.model_dump(exclude={"bank", "on_clash"})
+        config = self.config.model_dump(exclude={"bank", "on_clash", "adapter"})
         texts = [str((config, self.train.model_dump(exclude={"cache_gib"}), self.seed))]
+        texts.append(worn(self.backbone) or "")
         texts += [str((p.name, p.description, p.instruction)) for p in part.procedures]
         texts += [str((e.key, dict(e.prompts), e.segments)) for e in part.learned]
         return digest_of(*texts)
@@ -215,6 +223,7 @@ class Maker:
             max_procedures=config.max_procedures or (FROM_CHAINS if laid.chained else 1),
             prompt=self.prompts.digest,
             dtype=str(self.backbone.dtype).removeprefix("torch."),
+            adapter=worn(self.backbone),
             softmax=config.route_softmax,
             shrinkage=config.lda.shrinkage,
             keep_val=kept_of(config.lda),

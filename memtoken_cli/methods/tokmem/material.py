@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memtoken_cli.data import operations
 from memtoken_cli.data.chains import Chain, made_chains, read_chains, read_negatives
@@ -11,6 +11,7 @@ from memtoken_cli.data.procedures import Caps, Procedure, Procedures, Sample, re
 from memtoken_cli.methods.tokmem.config import DataConfig
 from memtoken_cli.methods.tokmem.examples import blocks_of, fits
 from memtoken_cli.methods.tokmem.prompt import Prompts
+from memtoken_cli.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,22 @@ class Material:
 
 def material(
     data: DataConfig,
-    prompts: Prompts,
+    prompts: Prompts | None,
     longest: int,
     seed: int,
     *,
     known: Sequence[str] = (),
     note: Callable[[str], None] = lambda text: None,
 ) -> Material:
-    """What `data:` names. known: procedures of a bank, which chains may call too. Raises DataError with every
-    problem at its file:line, UsageError for unknown `tasks`."""
+    """What `data:` names. known: procedures of a bank, which chains may call too. Without `prompts` nothing
+    is too long yet (see `fitting`). Raises DataError with every problem at its file:line, UsageError for
+    unknown `tasks`."""
     if data.toy is not None:
         toy = operations.toy(data.toy.procedures, data.toy.samples, data.val, data.test, seed)
         blocks = tuple(blocks_of(data.blocks, len(toy)))
         chains = made_chains(toy, "train", data.toy.chains, seed, joined=operations.join)
         return Material(tuple(toy), blocks, tuple(chains))
-    found = procedures_of(data, fits(prompts, longest))
+    found = procedures_of(data, None if prompts is None else fits(prompts, longest))
     if found.dropped:
         note(f"{found.dropped} training samples left out: their input is a test's too")
     if found.skipped:
@@ -59,6 +61,23 @@ def material(
     )
 
 
+def fitting(found: Material, prompts: Prompts, longest: int, note: Callable[[str], None]) -> Material:
+    """Without samples that are too long, which are counted."""
+    check = fits(prompts, longest)
+    skipped = list(found.skipped)
+
+    def left(p: Procedure, samples: Sequence[Sample]) -> tuple[Sample, ...]:
+        faults = [check(p.instruction, sample) for sample in samples]
+        skipped.extend(f"{s.where}: {f}" for s, f in zip(samples, faults, strict=True) if f)
+        return tuple(s for s, f in zip(samples, faults, strict=True) if f is None)
+
+    kept = tuple(replace(p, train=left(p, p.train), val=left(p, p.val)) for p in found.procedures)
+    if len(skipped) > len(found.skipped):
+        new = skipped[len(found.skipped) :]
+        note(f"{len(new)} bad records left out, first {new[0]}")
+    return replace(found, procedures=kept, skipped=tuple(skipped))
+
+
 def procedures_of(data: DataConfig, check: Callable[[str, Sample], str | None] | None = None) -> Procedures:
     """What `data.path` holds; see `read_procedures`."""
     assert data.path is not None, "the section checks that there is a path or a toy"
@@ -70,6 +89,16 @@ def procedures_of(data: DataConfig, check: Callable[[str, Sample], str | None] |
         described=data.described,
         check=check,
     )
+
+
+def exam_chains(recipe: Recipe, found: Material) -> list[Chain]:
+    """Chains of test samples, generated where training has some: as many as the recipe's bench asks with."""
+    data, count = recipe.data, recipe.data.bench.chains
+    if not found.chains or not count:
+        return []
+    if data.toy is not None:
+        return made_chains(found.procedures, "test", count, recipe.seed, joined=operations.join)
+    return made_chains(found.procedures, "test", count, recipe.seed, case=data.case)
 
 
 def _chains(data: DataConfig, items: Sequence[Procedure], known: Sequence[str], seed: int) -> list[Chain]:

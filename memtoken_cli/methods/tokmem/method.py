@@ -44,6 +44,17 @@ class TokMem:
         """Answers in the order of the queries; see `generate.py`."""
         return self._answering.answer(backbone, memory, about, queries, options)
 
+    def speak(
+        self,
+        backbone: CausalLM,
+        memory: Memory,
+        about: Mapping[str, Any],
+        query: str,
+        options: GenerateOptions,
+    ) -> Iterator[str]:
+        """One answer piece by piece, as it is decoded; see `generate.py`."""
+        return self._answering.speak(backbone, memory, about, query, options)
+
     def bank(self, call: BankCall, keys: BankKeys, run: Run) -> Iterator[Mapping[str, Any]]:
         """What `memtok bank` does with files; see `operations.py`."""
         from memtoken_cli.methods.tokmem import operations

@@ -35,34 +35,33 @@ def run(call: BankCall, keys: BankKeys, run: Run) -> Iterator[Mapping[str, Any]]
     if call.action == "diff":
         yield from differences(Bank.load(call.file), Bank.load(call.arguments[0]), run)
     elif call.action == "verify":
-        yield from verify(call, run)
+        yield from verify(call, keys, run)
     elif call.action == "export":
         from memtoken_cli.methods.tokmem.export import export
 
-        yield export(Bank.load(call.file), call, run)
+        yield export(Bank.load(call.file), call, keys, run)
     else:
         make = {"add": _add, "remove": _remove, "rename": _rename, "merge": _merge, "select": _select}
         yield _write(call, run, lambda: make[call.action](call, keys, run))
 
 
-def backbone_of(bank: Bank, call: BankCall, run: Run, dtype: str | None = None) -> CausalLM:
-    """The bank's model, or the one that --model names, in the dtype that features were read in.
+def backbone_of(bank: Bank, call: BankCall, keys: BankKeys, run: Run, dtype: str | None = None) -> CausalLM:
+    """The bank's model, or the one that --model names, in the dtype that features were read in, with the
+    adapter that the bank was made under.
 
-    Raises DataError where its weights are not those of the bank.
+    Raises DataError where its weights, its tokenizer or the adapter are not those of the bank.
     """
     from memtoken_cli.engine import models
+    from memtoken_cli.methods.tokmem import adapter
 
     made_for = bank.model
     name = call.model or (made_for.name if made_for else "")
     if not name:
         raise UsageError("the bank names no model", hint="--model M")
     backbone = models.load(name, run.device, dtype or bank.meta.dtype, call.trust_remote_code)
-    if made_for is not None and made_for.fingerprint != backbone.fingerprint:
-        raise DataError(
-            f"{call.file} was made for {made_for.name}, not for the weights of {backbone.name} "
-            f"(expected {made_for.fingerprint[:12]}, found {backbone.fingerprint[:12]})",
-            hint=f"--model {made_for.name}",
-        )
+    if made_for is not None:
+        made_for.check(backbone, call.file, hint=f"--model {made_for.name}")
+    adapter.wear_as(bank.meta, backbone, keys.adapter, call.file)
     return backbone
 
 
@@ -73,8 +72,9 @@ def _check(call: BankCall, keys: BankKeys) -> None:
     ):
         if value not in known:
             raise UsageError(f"{option} {value}: unknown", hint=f"{option} {' or '.join(known)}")
-    if keys.model_fields_set and call.action != "add":
-        given = sorted(keys.model_fields_set)[0]
+    strange = keys.model_fields_set - ({"adapter"} if call.action in ("verify", "export") else set())
+    if strange and call.action != "add":
+        given = sorted(strange)[0]
         raise UsageError(f"{given}= belongs to add, not to {call.action}", hint=f"leave {given}= out")
 
 
@@ -198,7 +198,7 @@ def _change(a: Bank, b: Bank, name: str) -> dict[str, Any] | None:
     return {"change": "changed", "parts": parts} if parts else None
 
 
-def verify(call: BankCall, run: Run) -> Iterator[dict[str, Any]]:
+def verify(call: BankCall, keys: BankKeys, run: Run) -> Iterator[dict[str, Any]]:
     """One row a check. Raises DataError, after all rows, where one has failed."""
     header, tensors = artifact.read(call.file)
     yield {"check": "digest", "state": "ok", "detail": header.digest}
@@ -211,11 +211,8 @@ def verify(call: BankCall, run: Run) -> Iterator[dict[str, Any]]:
     for why in bank.meta.approximate:
         yield {"check": "scores", "state": "warn", "detail": f"approximate: {why}"}
     if call.model is not None:
-        backbone = backbone_of(bank, call, run)
+        backbone = backbone_of(bank, call, keys, run)
         yield {"check": "weights", "state": "ok", "detail": backbone.fingerprint}
-        made = bank.model
-        if made is not None and made.tokenizer not in (None, backbone.tokenizer_digest):
-            raise DataError(f"{call.file}: the tokenizer of {backbone.name} is not the bank's")
         from memtoken_cli.methods.tokmem.prompt import Prompts
 
         if bank.meta.prompt not in ("", Prompts(backbone.tokenizer).digest):

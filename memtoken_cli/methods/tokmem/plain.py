@@ -15,7 +15,7 @@ from torch import Tensor
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.decode import end_ids
 from memtoken_cli.methods.tokmem.bank import Bank
-from memtoken_cli.methods.tokmem.features import level
+from memtoken_cli.methods.tokmem.features import leaning, level
 from memtoken_cli.methods.tokmem.keys import INSIST, NONE, Options
 from memtoken_cli.methods.tokmem.prompt import Prompt
 
@@ -126,7 +126,9 @@ class Plain:
         features = []
         for feature in self.bank.meta.features:
             x_TE = seen.states[level(feature, len(seen.states) - 1)].float()
-            features.append(x_TE[-1] if feature.pool == "last" else x_TE[start:end].mean(0))
+            weight_U1 = leaning(feature, end - start)
+            mean_E = (x_TE[start:end] * weight_U1).sum(0) / weight_U1.sum()
+            features.append(x_TE[-1] if feature.pool == "last" else mean_E)
         if site == "boundary":
             spoken = [span for span in self.spans if len(span)]  # an empty segment has no mean
             final_TE = seen.states[-1].float()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from memtoken_cli.data.chains import Chain
 from memtoken_cli.data.procedures import Procedure
 from memtoken_cli.engine.backbone import CausalLM
-from memtoken_cli.io.errors import DataError, UsageError
-from memtoken_cli.methods.tokmem import initial
+from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.tokmem import adapter, initial
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import Config
 from memtoken_cli.methods.tokmem.examples import Example, of_chains, of_description, of_samples
@@ -61,7 +61,9 @@ def plan(found: Material, old: Bank | None, config: Config, prompts: Prompts, lo
     names = (*known, *(name for name in found.names if name not in known))
     rows = {name: i for i, name in enumerate(names)}
     parts = tuple(_part(found, block, rows, prompts, longest) for block in found.blocks)
-    return Plan(names, parts, bool(found.chains), found.negatives)
+    # a bank that knows what follows a segment is told so of new procedures too, chained or not
+    chained = bool(found.chains) or (old is not None and "boundary" in old.sites)
+    return Plan(names, parts, chained, found.negatives)
 
 
 def check(found: Material, old: Bank | None, config: Config, backbone: CausalLM) -> None:
@@ -70,12 +72,9 @@ def check(found: Material, old: Bank | None, config: Config, backbone: CausalLM)
         if config.init.startswith(initial.FROM):
             raise UsageError(f"init: {config.init} without a bank", hint="tokmem.bank=FILE")
         return
-    if old.model is not None and old.model.fingerprint != backbone.fingerprint:
-        raise DataError(
-            f"the bank was made for {old.model.name}, whose weights are not those of {backbone.name} "
-            f"(expected {old.model.fingerprint[:12]}, found {backbone.fingerprint[:12]})",
-            hint=f"model.name={old.model.name}",
-        )
+    if old.model is not None:
+        old.model.check(backbone, config.bank or "the bank", hint=f"model.name={old.model.name}")
+    adapter.check(old.meta, backbone, config.bank or "the bank")
     wanted: dict[str, object] = {"address": config.address, "segment_end": config.segment_end}
     if config.tokens != "auto":
         wanted["tokens"] = config.tokens

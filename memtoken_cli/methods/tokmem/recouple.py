@@ -7,7 +7,6 @@ Shape suffixes: N pseudo-states, P procedures, L labels, E model width.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import FINAL
 from memtoken_cli.methods.tokmem.lda import Gaussian, Scorer
-from memtoken_cli.methods.tokmem.statistics import SPECIALS, Statistics
+from memtoken_cli.methods.tokmem.statistics import SPECIALS
 
 DRAWS = 48  # pseudo-states a class
 STEPS = 200
@@ -43,7 +42,7 @@ def recouple(bank: Bank, backbone: CausalLM) -> tuple[Tensor, dict[str, Any]]:
     """
     stats = bank.sites["first"].drop(SPECIALS)
     feature = bank.meta.features.index(FINAL)
-    scorer = Scorer.of(_only(stats, feature), bank.names, bank.meta.shrinkage)
+    scorer = Scorer.of(stats.only([feature]), bank.names, bank.meta.shrinkage)
     head = vocab.head(backbone)
     sets = []
     for part in ("fit", "check"):
@@ -76,13 +75,3 @@ def recouple(bank: Bank, backbone: CausalLM) -> tuple[Tensor, dict[str, Any]]:
     before, after = ((x == truth_N).float().mean().item() for x in (label_N, chosen_N))
     report = {"agreement": (chosen_N == label_N).float().mean().item(), "lost": before - after}
     return rows_PE.detach(), report
-
-
-def _only(stats: Statistics, feature: int) -> Statistics:
-    """Of one feature alone."""
-    return replace(
-        stats,
-        moments=(stats.moments[feature],),
-        val=(stats.val[feature],),
-        basis=None if stats.basis is None else (stats.basis[feature],),
-    )

@@ -1,11 +1,15 @@
 """A bank as a contestant: its routes of questions, and its replies under any choice of procedures.
 
 The grammar and the addresses are `api.TokMem`'s; marks are `exam.py`'s.
+
+Shape suffixes: B questions, P procedures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from torch import Tensor
 
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.methods.tokmem.api import TokMem
@@ -38,6 +42,10 @@ class Examined:
 
     def routes(self, asked: Sequence[Question]) -> list[Choice]:
         """The first decision of every question. Raises DataError where the bank cannot route."""
+        return choices(self.log_probs(asked), self.bank.names, asked)
+
+    def log_probs(self, asked: Sequence[Question]) -> Tensor:
+        """float64 [B,P], or [B,P+1] where the bank can tell that no procedure is asked for."""
         prompts, features = self.prompts(asked), self.bank.meta.features
         keys = [(features, prompt.ids) for prompt in prompts]
         new = [i for i, key in enumerate(keys) if key not in self.memo]
@@ -47,8 +55,7 @@ class Examined:
             self.memo[keys[i]] = prefix
             # what the head reads comes with any other state
             self.memo[(FINAL,), prompts[i].ids] = final_of(prefix)
-        log_p_BP = first_site(self.ready.decoder.router, [self.memo[key] for key in keys])
-        return choices(log_p_BP, self.bank.names, asked)
+        return first_site(self.ready.decoder.router, [self.memo[key] for key in keys])
 
     def replies(self, asked: Sequence[Question], chosen: Sequence[Names], new: int) -> list[Reply]:
         """Greedy replies of at most `new` tokens a segment, each under its own choice."""

@@ -1,6 +1,6 @@
 """Baselines that only prompt: the query as it is, and in-context learning with the gold task told.
 
-What each shows is text; retrieval is `rivals_rag.py`'s, decoding the engine's.
+What each shows is text; retrieval is `rivals_rag.py`'s, decoding that of a bank without procedures.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ from typing import Protocol
 from memtoken_cli.data.chains import Chain
 from memtoken_cli.data.procedures import Procedure
 from memtoken_cli.engine.backbone import CausalLM
-from memtoken_cli.engine.decode import generate
-from memtoken_cli.engine.method import GenerateOptions
+from memtoken_cli.methods.tokmem.adapter import worn
+from memtoken_cli.methods.tokmem.api import TokMem
+from memtoken_cli.methods.tokmem.bank import Bank, Meta
 from memtoken_cli.methods.tokmem.exam import Question, Reply, call_line
+from memtoken_cli.methods.tokmem.keys import NONE, Options
+from memtoken_cli.methods.tokmem.prompt import Prompt
 from memtoken_cli.methods.tokmem.turns import Shown, turns
 
 DEMONSTRATIONS = 2
@@ -36,11 +39,17 @@ class Prompting:
     batch: int = 16
 
     def __call__(self, asked: Sequence[Question], new: int) -> list[Reply]:
-        """Greedy replies of at most `new` tokens. Raises DataError for a prompt beyond the context."""
+        """Greedy replies of at most `new` tokens. Raises DataError for a prompt beyond the context.
+
+        What the prompts of a batch begin with is read once: questions of one procedure stand together.
+        """
+        meta = Meta(adapter=worn(self.backbone))  # what the model wears, it wears without a bank too
+        bare = TokMem(self.backbone, Bank.empty(meta, self.backbone.dims.width))
         rows = [self.prompt(question) for question in asked]
-        options = GenerateOptions(max_new_tokens=new, batch=self.batch)
-        texts = generate(self.backbone, None, rows, options)
-        return [Reply((text.strip(),), None, len(row)) for text, row in zip(texts, rows, strict=True)]
+        # no feature is looked at: where the user's text stands does not matter
+        prompts = [Prompt(row, (0, len(row))) for row in rows]
+        results = bare.results(prompts, Options(procedures=NONE, max_new_tokens=new), batch=self.batch)
+        return [Reply((one.text.strip(),), None, len(row)) for one, row in zip(results, rows, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
 """The fine-tuned baseline: LoRA on the query and value projections, by `peft` (the extra of that name).
 
-Joint, one block after another, or so with a share of old samples in each batch. The model's own weights are
-as they were when an adapter is taken off again.
-
-Shape suffixes: B rows, T tokens, W positions with a target, V vocabulary.
+Joint, one block after another, or so with a share of old samples among the new. The model's own weights are
+as they were when an adapter is taken off again. The loss is `rivals_lora_loss.py`'s.
 """
 
 from __future__ import annotations
@@ -11,24 +9,31 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn import Parameter
 
-from memtoken_cli.engine import seeds
+from memtoken_cli.engine import seeds, vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.progress import bar
 from memtoken_cli.methods.tokmem.extras import need_peft
+from memtoken_cli.methods.tokmem.rivals_lora_loss import Line, response_loss
 from memtoken_cli.methods.tokmem.turns import turns
 
 TARGETS = ("q_proj", "v_proj")
 WARMUP = 0.1
-VALIDATE = 256  # samples at most that a rate is judged on
+VALIDATE = 256  # samples at most that a rate, or an epoch, is judged on
+TRIAL = 0.25  # of the steps, for each rate
+FURTHER = 4  # rates beyond the given ones
+PATIENCE = 2  # epochs without a better one that end a block
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,17 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """What is learned at once, and what its epochs are judged by."""
+
+    pairs: Sequence[Pair]
+    val: Sequence[Pair] = ()
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How LoRA is trained. alpha: twice the rank, as is usual. replayed: the share of a batch that is of
-    earlier blocks. rates: tried for a quarter of the steps each; the one with the least validation loss is
-    taken."""
+    """How LoRA is trained. alpha: twice the rank, as is usual. replayed: the share of the samples that are of
+    earlier blocks. rates: see `tuned`; a single one is taken as it is."""
 
     rank: int
     epochs: int
@@ -55,8 +67,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Fitted:
-    """Which rate was taken, the validation loss of each, how many parameters moved, and how long the
-    training that counts took."""
+    """Which rate was taken, the validation loss of each that was tried, how many parameters moved, in how
+    many steps, and the seconds of the training that counts."""
 
     rate: float
     losses: Mapping[float, float]
@@ -66,17 +78,34 @@ class Fitted:
 
 
 @contextmanager
-def adapted(
-    backbone: CausalLM,
-    blocks: Sequence[Sequence[Pair]],
-    val: Sequence[Pair],
-    plan: Plan,
-    seed: int,
-) -> Iterator[Fitted]:
-    """Inside the block the backbone wears the adapter that the blocks trained, one after another.
+def adapted(backbone: CausalLM, lessons: Sequence[Lesson], plan: Plan, seed: int) -> Iterator[Fitted]:
+    """Inside the block the backbone wears the adapter that the lessons trained, one after another.
 
     Raises UsageError where `peft` is missing or the model has no such projections.
     """
+    with worn(backbone, plan, seed) as moving:
+        start = _copy(moving)
+        coded = [_Coded(_lines(backbone, x.pairs), _lines(backbone, spread(x.val))) for x in lessons]
+        val = spread([line for lesson in coded for line in lesson.val])
+
+        def tried(rate: float) -> float:
+            _load(moving, start)
+            bare = [_Coded(lesson.lines, []) for lesson in coded]
+            _train(backbone, moving, bare, plan, rate, seed, share=TRIAL)
+            return validation(backbone, val, plan.batch)
+
+        losses = tuned(plan.rates, tried) if len(plan.rates) > 1 else {}
+        rate = min(losses, key=lambda r: losses[r]) if losses else plan.rates[0]
+        _load(moving, start)
+        begun = time.perf_counter()
+        steps = _train(backbone, moving, coded, plan, rate, seed)
+        seconds = time.perf_counter() - begun
+        yield Fitted(rate, losses, sum(p.numel() for p in moving.values()), steps, seconds)
+
+
+@contextmanager
+def worn(backbone: CausalLM, plan: Plan, seed: int) -> Iterator[Mapping[str, Parameter]]:
+    """A new adapter on the backbone: its parameters by name, float32."""
     need_peft("LoRA")
     from peft import LoraConfig, get_peft_model
 
@@ -87,69 +116,119 @@ def adapted(
         target_modules=list(TARGETS),
         task_type="CAUSAL_LM",
     )
+    vocab.head(backbone)  # checked before the model is changed
     # each start is the same: the process-wide generator makes the first matrices
     before = seeds.capture()
     seeds.seed_all(seeds.derive(seed, "lora"))
     try:
-        worn = get_peft_model(backbone.model, config)
+        model = get_peft_model(backbone.model, config)
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"LoRA does not fit {backbone.name}: {reason}") from error
     finally:
         seeds.restore(before)
     try:
-        moving = {name: p for name, p in worn.named_parameters() if p.requires_grad}
+        moving = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for p in moving.values():
             p.data = p.data.float()  # rates this small vanish in bfloat16
-        start = {name: p.detach().clone() for name, p in moving.items()}
-        losses = {}
-        for rate in plan.rates if len(plan.rates) > 1 else ():
-            _load(moving, start)
-            _train(backbone, moving, blocks, plan, rate, seed, share=0.25)
-            losses[rate] = validation(backbone, val[:VALIDATE], plan.batch)
-        rate = min(losses, key=lambda r: losses[r]) if losses else plan.rates[0]
-        _load(moving, start)
-        begun = time.perf_counter()
-        steps = _train(backbone, moving, blocks, plan, rate, seed)
-        seconds = time.perf_counter() - begun
-        yield Fitted(rate, losses, sum(p.numel() for p in moving.values()), steps, seconds)
+        yield moving
     finally:
-        worn.unload()
+        model.unload()
         backbone.model.requires_grad_(False)
         backbone.model.eval()
 
 
+def tuned(rates: Sequence[float], loss_of: Callable[[float], float]) -> dict[float, float]:
+    """The loss of each rate, and of further ones, twice or half as large, while the best is at an end."""
+    losses = {rate: _finite(loss_of(rate)) for rate in rates}
+    for _ in range(FURTHER):
+        best = min(losses, key=lambda r: losses[r])
+        if best == max(losses):
+            following = 2 * best
+        elif best == min(losses):
+            following = best / 2
+        else:
+            break
+        losses[following] = _finite(loss_of(following))
+    return losses
+
+
+def _finite(loss: float) -> float:
+    """A rate that blew up is the worst."""
+    return loss if math.isfinite(loss) else math.inf
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A lesson in ids."""
+
+    lines: Sequence[Line]
+    val: Sequence[Line]
+
+
+def _lines(backbone: CausalLM, pairs: Sequence[Pair]) -> list[Line]:
+    tokenizer = backbone.tokenizer
+    return [
+        Line(
+            turns(tokenizer, pair.query),
+            (*tokenizer(pair.response, add_special_tokens=False).input_ids, tokenizer.eos_token_id),
+        )
+        for pair in pairs
+    ]
+
+
+def spread(some: Sequence[T]) -> Sequence[T]:
+    """At most VALIDATE of them, from all over."""
+    return some[:: max(1, math.ceil(len(some) / VALIDATE))]
+
+
 def _train(
     backbone: CausalLM,
-    moving: Mapping[str, torch.nn.Parameter],
-    blocks: Sequence[Sequence[Pair]],
+    moving: Mapping[str, Parameter],
+    lessons: Sequence[_Coded],
     plan: Plan,
     rate: float,
     seed: int,
     share: float = 1.0,
 ) -> int:
-    """The blocks in turn, each with a schedule of its own; `share` of the steps of each."""
-    backbone.model.train()
+    """The lessons in turn, each with a schedule of its own; `share` of the steps of each.
+
+    Where a lesson has validation samples, the epoch after which they are likeliest is the one that stays, and
+    training ends PATIENCE epochs behind it.
+    """
     steps = 0
-    for number, block in enumerate(blocks):
-        old = [pair for earlier in blocks[:number] for pair in earlier]
-        replayed = round(plan.batch * plan.replayed) if old else 0
-        total = max(1, math.ceil(share * plan.epochs * len(block) / (plan.batch - replayed)))
+    for number, lesson in enumerate(lessons):
+        old = [line for earlier in lessons[:number] for line in earlier.lines]
+        fresh = plan.batch * (1 - plan.replayed if old else 1.0)  # of a batch, on average
+        total = max(1, math.ceil(share * plan.epochs * len(lesson.lines) / fresh))
+        epoch = math.ceil(len(lesson.lines) / fresh)
         # AdamW's own decay is off, as for the memory rows
         adam = torch.optim.AdamW(moving.values(), lr=rate, weight_decay=0.0)
         rng = random.Random(f"{seed} lora {number}")
-        fresh = _endless(block, rng)
-        for step in bar(range(total), f"lora {number + 1}/{len(blocks)}", total=total):
-            batch = [next(fresh) for _ in range(plan.batch - replayed)]
-            batch += rng.sample(old, min(replayed, len(old)))
+        new = _endless(lesson.lines, rng)
+        best, kept, since = math.inf, None, 0
+        backbone.model.train()
+        for step in bar(range(total), f"lora {number + 1}/{len(lessons)}", total=total):
+            count = math.floor((step + 1) * fresh) - math.floor(step * fresh)
+            batch = [next(new) for _ in range(count)]
+            batch += rng.sample(old, min(plan.batch - count, len(old)))
             for group in adam.param_groups:
                 group["lr"] = rate * paced(step, total)
             adam.zero_grad()
-            loss, count = response_loss(backbone, batch)
-            (loss / count).backward()
+            loss, targets = response_loss(backbone, batch)
+            (loss / targets).backward()
             torch.nn.utils.clip_grad_norm_(moving.values(), 1.0)
             adam.step()
-        steps += total
+            steps += 1
+            if lesson.val and ((step + 1) % epoch == 0 or step + 1 == total):
+                found = validation(backbone, lesson.val, plan.batch)
+                since += 1
+                if found < best or kept is None:
+                    best, kept, since = found, _copy(moving), 0
+                if since == PATIENCE:
+                    break
+        if kept is not None:
+            _load(moving, kept)
     backbone.model.eval()
     return steps
 
@@ -160,53 +239,33 @@ def paced(step: int, total: int) -> float:
     return min((step + 1) / warm, (total - step) / max(1, total - warm + 1), 1.0)
 
 
-def _endless(block: Sequence[Pair], rng: random.Random) -> Iterator[Pair]:
+def _endless(lines: Sequence[Line], rng: random.Random) -> Iterator[Line]:
     while True:
-        order = list(range(len(block)))
+        order = list(range(len(lines)))
         rng.shuffle(order)
-        yield from (block[i] for i in order)
-
-
-def response_loss(backbone: CausalLM, batch: Sequence[Pair]) -> tuple[Tensor, int]:
-    """(summed cross-entropy of responses and end tokens, how many); rows are padded on the right."""
-    tokenizer = backbone.tokenizer
-    rows, targets = [], []
-    for pair in batch:
-        prompt = turns(tokenizer, pair.query)
-        answer = (*tokenizer(pair.response, add_special_tokens=False).input_ids, tokenizer.eos_token_id)
-        rows.append((*prompt, *answer))
-        targets.append([-100] * (len(prompt) - 1) + list(answer))
-    T = max(map(len, rows)) - 1
-    ids_BT = torch.zeros(len(rows), T, dtype=torch.long)
-    target_BT = torch.full((len(rows), T), -100)
-    mask_BT = torch.zeros(len(rows), T, dtype=torch.long)
-    for b, (row, wanted) in enumerate(zip(rows, targets, strict=True)):
-        ids_BT[b, : len(row) - 1] = torch.tensor(row[:-1])
-        target_BT[b, : len(wanted)] = torch.tensor(wanted)
-        mask_BT[b, : len(row) - 1] = 1
-    device = backbone.device
-    target_BT = target_BT.to(device)
-    h_BTE = backbone.model.get_decoder()(
-        input_ids=ids_BT.to(device), attention_mask=mask_BT.to(device), use_cache=False
-    ).last_hidden_state
-    wanted_BT = target_BT != -100
-    logits_WV = backbone.model.get_output_embeddings()(h_BTE[wanted_BT]).float()
-    return cross_entropy(logits_WV, target_BT[wanted_BT], reduction="sum"), int(wanted_BT.sum())
+        yield from (lines[i] for i in order)
 
 
 @torch.no_grad()
-def validation(backbone: CausalLM, pairs: Sequence[Pair], batch: int) -> float:
-    """Mean loss a token. Raises ValueError for no pair."""
-    if not pairs:
-        raise ValueError("no validation samples to choose a rate by")
+def validation(backbone: CausalLM, lines: Sequence[Line], batch: int) -> float:
+    """Mean loss a token, without dropout. Raises ValueError for no line."""
+    if not lines:
+        raise ValueError("no validation samples to choose by")
+    training = backbone.model.training
+    backbone.model.eval()
     total, count = 0.0, 0
-    for start in range(0, len(pairs), batch):
-        loss, n = response_loss(backbone, pairs[start : start + batch])
+    for start in range(0, len(lines), batch):
+        loss, n = response_loss(backbone, lines[start : start + batch])
         total, count = total + float(loss), count + n
+    backbone.model.train(training)
     return total / count
 
 
-def _load(moving: Mapping[str, torch.nn.Parameter], start: Mapping[str, Tensor]) -> None:
+def _copy(moving: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in moving.items()}
+
+
+def _load(moving: Mapping[str, Parameter], start: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in moving.items():
             p.copy_(start[name])

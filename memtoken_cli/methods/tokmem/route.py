@@ -19,8 +19,9 @@ from torch import Tensor
 from memtoken_cli.engine import vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.decode import end_ids
-from memtoken_cli.methods.tokmem.bank import Bank, Site
+from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
 from memtoken_cli.methods.tokmem.features import columns
+from memtoken_cli.methods.tokmem.kinds import FirstSite
 from memtoken_cli.methods.tokmem.lda import Scorer
 from memtoken_cli.methods.tokmem.statistics import END, TEXT
 
@@ -82,12 +83,12 @@ class Router:
         self.trained = bank.meta.address != "lda"
         self.joins = self.trained and bank.meta.softmax == "full"  # with the vocabulary, in one softmax
         self.address_PE: Tensor | None = None
-        self.scorers: dict[str, Scorer] = {}
+        self.scorers: dict[str, Scorer | FirstSite] = {}
         if self.trained:
             rows_PE = bank.control_PkE[:, 0] if bank.address_PE is None else bank.address_PE
             self.address_PE = rows_PE.to(backbone.device)
         elif self.names:
-            self.scorers = {site: bank.scorer(site) for site in bank.sites}
+            self.scorers = {site: bank.scorer(site) for site in SITES if site in bank.sites}
         self.ends = end_ids(backbone)
 
     def answers(self, site: Site) -> bool:
@@ -174,7 +175,7 @@ class Router:
         at = scorer.labels.index(special) if special in scorer.labels else None
         if at is not None:
             allowed_BS[:, at] = torch.tensor([choice.plain for choice in choices])
-        scores_BS = (scorer.alpha * scorer.raw(features)).masked_fill(~allowed_BS, float("-inf"))
+        scores_BS = scorer.scores(features).masked_fill(~allowed_BS, float("-inf"))
         empty_B1 = ~allowed_BS.any(-1, keepdim=True)
         p_BS = scores_BS.masked_fill(empty_B1, 0.0).softmax(-1).masked_fill(empty_B1, 0.0)
         return scores_BS[:, :P], p_BS[:, :P], None if at is None else p_BS[:, at]

@@ -12,26 +12,23 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from memtoken_cli.data import operations
-from memtoken_cli.data.chains import made_chains
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.checkpoint import run_dir
 from memtoken_cli.engine.encoder import Encoder
 from memtoken_cli.engine.method import Run
 from memtoken_cli.io import atomic
-from memtoken_cli.methods.tokmem.bank import Bank
+from memtoken_cli.methods.tokmem.bank import Bank, digest_of
 from memtoken_cli.methods.tokmem.config import FINAL, Config, Feature, TrainConfig
 from memtoken_cli.methods.tokmem.cost import Cost, metered
 from memtoken_cli.methods.tokmem.curve import Point
 from memtoken_cli.methods.tokmem.exam import Question, chain_questions, outputs_are_calls, questions
 from memtoken_cli.methods.tokmem.exam_config import BenchSection
 from memtoken_cli.methods.tokmem.maker import Maker
-from memtoken_cli.methods.tokmem.material import Material
+from memtoken_cli.methods.tokmem.material import Material, exam_chains
 from memtoken_cli.methods.tokmem.pool import Pool
 from memtoken_cli.methods.tokmem.replies import Examined, Memo, final_of
 from memtoken_cli.methods.tokmem.rivals_icl import Library
@@ -91,15 +88,7 @@ class Setting:
     def asked(self) -> list[Question]:
         """Test samples, procedure by procedure, then generated test chains where training has chains."""
         single = questions(self.found.procedures, self.bench.tests, self.instructed)
-        return [*single, *chain_questions(self._chains())]
-
-    def _chains(self) -> list[Any]:
-        data, seed = self.recipe.data, self.recipe.seed
-        if not self.found.chains or not self.bench.chains:
-            return []
-        if data.toy is not None:
-            return made_chains(self.found.procedures, "test", self.bench.chains, seed, joined=operations.join)
-        return made_chains(self.found.procedures, "test", self.bench.chains, seed, case=data.case)
+        return [*single, *chain_questions(exam_chains(self.recipe, self.found))]
 
     @property
     def single(self) -> list[int]:
@@ -168,6 +157,10 @@ class Setting:
     def place(self, name: str) -> Path:
         """The folder of a bank."""
         return (self.folder if self.bench.generate else self.folder / "routing") / name
+
+    def place_of(self, name: str, *said: object) -> Path:
+        """The file of what a contestant found out under one seed for the others, and what that depends on."""
+        return self.folder / "found" / f"{name}-{digest_of(*map(str, said))[:8]}.json"
 
     def size(self, name: str) -> int:
         """Bytes of a bank on disk; 0 where none was kept."""

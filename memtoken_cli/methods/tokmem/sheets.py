@@ -43,7 +43,8 @@ def column(sheets: Sequence[Sheet], name: str) -> list[list[float]] | None:
 def summary(sheets: Sequence[Sheet]) -> dict[str, Any]:
     """One row of a table: means of a contestant's marks over its seeds, with 95 % intervals of the main ones.
 
-    Shares are from 0 to 1.
+    Shares are from 0 to 1. calls: tool marks by the number of gold calls, nested; those of the row itself are
+    the average over 2, 3 and 4, or single calls where there are no others.
     """
     row: dict[str, Any] = {"method": sheets[0].name, "seeds": len(sheets)}
     for name in SHARES:
@@ -56,11 +57,13 @@ def summary(sheets: Sequence[Sheet]) -> dict[str, Any]:
         # not by bootstrap: one gold name that a bank lacks makes it infinite
         row["nll"] = sum(map(sum, values)) / sum(map(len, values))
         row["ece"] = sum(_ece(sheet) for sheet in sheets) / len(sheets)
-    for key in ("2", "3", "4", "avg", "1"):
+    for key in ("avg", "1"):
         found_calls = [sheet.calls[key] for sheet in sheets if key in sheet.calls]
-        if found_calls and key in ("avg", "1"):
-            for name in found_calls[0]:
-                row.setdefault(name, sum(c[name] for c in found_calls) / len(found_calls))
+        if found_calls:
+            for name, value in _averaged(found_calls).items():
+                row.setdefault(name, value)
+    if numbers := dict.fromkeys(key for sheet in sheets for key in sheet.calls):
+        row["calls"] = {key: _averaged([s.calls[key] for s in sheets if key in s.calls]) for key in numbers}
     for name in ("prompt_tokens", "memory_tokens"):
         if (values := column(sheets, name)) is not None:
             row[name] = mean(values).value
@@ -69,6 +72,10 @@ def summary(sheets: Sequence[Sheet]) -> dict[str, Any]:
         row[name] = sum(told) / len(told)
     row["questions"] = max((len(v) for v in sheets[0].marks.values()), default=0)
     return row
+
+
+def _averaged(some: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: sum(one[name] for one in some) / len(some) for name in some[0]}
 
 
 def _ece(sheet: Sheet) -> float:

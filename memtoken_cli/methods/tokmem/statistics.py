@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ FACETS = ("query", "instruction+query")
 TEXT, END = "\0TEXT", "\0END"  # no procedure, and the end after a segment; no name can be one of these
 SPECIALS = (TEXT, END)
 KEEP_ALL = 2**31 - 1
+# the first site's queries for one procedure, for several (by the first of them) and for none, and boundaries
+Kind = Literal["first", "boundary", "several", "text"]
+KINDS: tuple[Kind, ...] = ("first", "boundary", "several", "text")
 
 
 class Class(NamedTuple):
@@ -49,7 +52,7 @@ class Basis:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one site.
+    """Of one part of a bank.
 
     classes: sorted, whatever the order they came in. count_C float64. moments: one a feature. freedom:
     samples less classes of the pooled scatter; a class that is dropped leaves its share. val: one [V,D]
@@ -152,6 +155,20 @@ class Statistics:
         order = sorted(range(len(renamed)), key=renamed.__getitem__)
         return self._chosen(order, renamed)
 
+    def only(self, features: Sequence[int]) -> Statistics:
+        """Of these features alone, by their places."""
+        return replace(
+            self,
+            moments=tuple(self.moments[f] for f in features),
+            val=tuple(self.val[f] for f in features),
+            basis=None if self.basis is None else tuple(self.basis[f] for f in features),
+        )
+
+    def asking(self, other: Statistics) -> Statistics:
+        """With the kept samples of `other`, whose classes are among these, instead of its own."""
+        at = torch.tensor([self.classes.index(c) for c in other.classes], dtype=torch.long)
+        return replace(self, val=other.val, val_class_V=at[other.val_class_V])
+
     def unpooled(self) -> Statistics:
         """Counts and means alone: no share in any scatter."""
         bare = tuple(Moments(m.mean_CD, torch.zeros_like(m.scatter_DD)) for m in self.moments)
@@ -191,10 +208,7 @@ class Statistics:
             apart_CD = m.mean_CD - centre_D
             between_DD = (apart_CD * self.count_C[:, None]).T @ apart_CD
             sigma_DD = (m.scatter_DD + between_DD) / max(1.0, self.freedom + len(self.classes))
-        variance = sigma_DD.trace() / D
-        if not variance > 0:  # one class of one sample: every direction is as good
-            variance, shrinkage = torch.ones((), dtype=torch.float64), 1.0
-        return Basis(sigma_DD + shrinkage * variance * torch.eye(D, dtype=torch.float64), centre_D)
+        return Basis(shrunk(sigma_DD, shrinkage), centre_D)
 
     def frozen(self, shrinkage: float) -> Statistics:
         """With the covariances and centres of now kept for good."""
@@ -241,6 +255,15 @@ def collect(classes_N: Sequence[Class], features: Sequence[Tensor], keep_val: in
     val, val_class_V = _kept(tuple(x.detach().to("cpu", torch.float32) for x in features), class_N, keep_val)
     freedom = float(len(classes_N) - len(classes))
     return Statistics(classes, count_C, tuple(moments), freedom, val, val_class_V, keep_val)
+
+
+def shrunk(sigma_DD: Tensor, shrinkage: float) -> Tensor:
+    """With `shrinkage` times its mean variance on the diagonal."""
+    D = len(sigma_DD)
+    variance = sigma_DD.trace() / D
+    if not variance > 0:  # one class of one sample: every direction is as good
+        variance, shrinkage = torch.ones((), dtype=torch.float64), 1.0
+    return sigma_DD + shrinkage * variance * torch.eye(D, dtype=torch.float64)
 
 
 def merged(parts: Iterable[Statistics]) -> Statistics:

@@ -16,12 +16,21 @@ from torch import Tensor
 
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError
-from memtoken_cli.methods.tokmem.bank import Bank, Site
+from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.examples import Layout, Segment, layout
 from memtoken_cli.methods.tokmem.features import Frozen, Prefix, behind, columns
 from memtoken_cli.methods.tokmem.loss import Table, sequence_loss, states_behind
 from memtoken_cli.methods.tokmem.prompt import Prompts
-from memtoken_cli.methods.tokmem.statistics import END, FACETS, KEEP_ALL, TEXT, Class, Statistics, collect
+from memtoken_cli.methods.tokmem.statistics import (
+    END,
+    FACETS,
+    KEEP_ALL,
+    TEXT,
+    Class,
+    Kind,
+    Statistics,
+    collect,
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +89,8 @@ def loss(backbone: CausalLM, bank: Bank, frozen: Frozen, batch: Sequence[Taught]
 @torch.no_grad()
 def statistics(
     backbone: CausalLM, bank: Bank, frozen: Frozen, batch: Sequence[Taught]
-) -> dict[Site, Statistics]:
-    """What the batch adds to a bank's statistics, by site; boundaries where any example has calls.
+) -> dict[Kind, Statistics]:
+    """What the batch adds to a bank's statistics, by kind, those without an example left out.
 
     Raises UsageError for an unknown procedure, DataError for a prompt that does not fit.
     """
@@ -89,7 +98,13 @@ def statistics(
     keep = KEEP_ALL if bank.meta.keep_features else bank.meta.keep_val
     first = [Class(one.calls[0][0] if one.calls else TEXT, one.facet) for one in batch]
     features = bank.projected(columns(prefix.features for prefix in laid.prefixes))
-    out: dict[Site, Statistics] = {"first": collect(first, features, keep)}
+    places: dict[Kind, list[int]] = {}
+    for i, one in enumerate(batch):
+        places.setdefault(_kind(one), []).append(i)
+    out = {
+        kind: collect([first[i] for i in at], [x_ND[at] for x_ND in features], keep)
+        for kind, at in places.items()
+    }
     classes: list[Class] = []
     found: list[tuple[Tensor, ...]] = []
     for one, prefix, tokens in zip(batch, laid.prefixes, laid.layouts, strict=True):
@@ -103,6 +118,10 @@ def statistics(
     if classes:
         out["boundary"] = collect(classes, bank.projected(columns(found)), keep)
     return out
+
+
+def _kind(one: Taught) -> Kind:
+    return "text" if not one.calls else "first" if len(one.calls) == 1 else "several"
 
 
 def _laid(backbone: CausalLM, bank: Bank, frozen: Frozen, batch: Sequence[Taught]) -> _Laid:

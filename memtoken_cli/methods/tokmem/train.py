@@ -15,6 +15,7 @@ from memtoken_cli.engine.method import Run
 from memtoken_cli.io.artifact import sha256_of
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.tokmem import adapt as adapting
+from memtoken_cli.methods.tokmem import adapter
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import Config
 from memtoken_cli.methods.tokmem.extras import need_peft
@@ -41,6 +42,8 @@ def train(recipe: Recipe, run: Run) -> Path:
     said["data"] = {key: value for key, value in said["data"].items() if key not in ("bench", "test")}
     if config.bank is not None:
         said["bank_sha256"] = sha256_of(config.bank)
+    if config.adapter is not None:
+        said["adapter_digest"] = adapter.digest(config.adapter)
     with (
         join(run.device) as world,
         run_dir(run.out, dump(said), fresh=run.fresh, world=world, warn=run.note) as rundir,
@@ -51,6 +54,8 @@ def train(recipe: Recipe, run: Run) -> Path:
             return result
         old = None if config.bank is None else Bank.load(config.bank)
         backbone = models.load(recipe.model.name, device=run.device, dtype=dtype_for(old))
+        if config.adapter is not None:
+            adapter.wear(backbone, config.adapter)
         prompts = Prompts(backbone.tokenizer)
         longest = recipe.train.longest(backbone.dims.context)
         known = () if old is None else old.names

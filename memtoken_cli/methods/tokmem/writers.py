@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from memtoken_cli.data.chains import Chain
 from memtoken_cli.data.procedures import Procedure, Sample
+from memtoken_cli.io import atomic
 from memtoken_cli.methods.tokmem.cost import metered
 from memtoken_cli.methods.tokmem.exam import call_line, mark_replies
 from memtoken_cli.methods.tokmem.exam_config import RowName
 from memtoken_cli.methods.tokmem.rivals_icl import Answers, Prompting, base, icl, instructed
-from memtoken_cli.methods.tokmem.rivals_lora import Pair, Plan, adapted
+from memtoken_cli.methods.tokmem.rivals_lora import Lesson, Pair, Plan, adapted
 from memtoken_cli.methods.tokmem.rivals_rag import Corpus, rag
 from memtoken_cli.methods.tokmem.setting import Done, Setting, Sit
 from memtoken_cli.methods.tokmem.sheets import Sheet
@@ -54,28 +56,37 @@ def lora(row: RowName, rank: int, blocks: bool = False, replayed: float = 0.0) -
 
     def sit(setting: Setting, seed: int, wanted: frozenset[str]) -> Done:
         parts = setting.blocks() if blocks else [setting.found]
-        pairs = [_pairs(setting, part.procedures, part.chains) for part in parts]
-        val = [pair for p in setting.found.procedures for pair in _samples(setting, p.name, p.val)]
+        lessons = [
+            Lesson(
+                _pairs(setting, part.procedures, part.chains),
+                [pair for p in part.procedures for pair in _samples(setting, p.name, p.val)],
+            )
+            for part in parts
+        ]
         train = setting.recipe.train
-        plan = Plan(
-            rank,
-            setting.bench.epochs or train.epochs or EPOCHS,
-            train.batch,
-            setting.bench.rates if val else setting.bench.rates[:1],
-            replayed,
-        )
+        epochs = setting.bench.epochs or train.epochs or EPOCHS
+        tried = setting.place_of(row, rank, replayed, epochs, train.batch, len(parts), *setting.bench.rates)
+        rates = setting.bench.rates if all(lesson.val for lesson in lessons) else setting.bench.rates[:1]
+        if tried.exists():
+            # under another seed: the rate is a property of the data
+            losses = json.loads(tried.read_text())
+            rates = (float(min(losses, key=lambda rate: losses[rate])),)
+        plan = Plan(rank, epochs, train.batch, rates, replayed)
         with (
             metered(setting.backbone.device) as cost,
-            adapted(setting.backbone, pairs, val, plan, seed) as fitted,
+            adapted(setting.backbone, lessons, plan, seed) as fitted,
         ):
             answers = Prompting(setting.backbone, base(setting.backbone), setting.bench.batch)
-            trained_in = fitted.seconds
             sheet = _written(setting, row, seed, answers)
+        if fitted.losses:
+            tried.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(tried, json.dumps(fitted.losses) + "\n")
         sheet.cost |= {
             "parameters": fitted.parameters,
             "memory_bytes": 4 * fitted.parameters,
             "lr": fitted.rate,
-            "train_seconds": trained_in,
+            "steps": fitted.steps,
+            "train_seconds": fitted.seconds,
             "peak_bytes": cost.peak_bytes,
         }
         return Done([sheet])
