@@ -123,23 +123,11 @@ def check_alike(opened: Sequence[Opened | Source]) -> None:
 
 
 def check_backbone(opened: Opened, backbone: "CausalLM | None") -> None:
-    """Raise UsageError where the loaded model is not the one the memory was made with; DataError for a bank,
-    which cannot be made again by the same command with another --model."""
+    """Raise DataError where the loaded model is not the one the memory was made with."""
     made_with = opened.header.model
-    if backbone is None or made_with is None:
-        return
-    bank = opened.header.port == "vocab"
-    again = "train a bank for it" if bank else "compress the prompt again"
-    for what, wanted, found in (
-        ("weights", made_with.fingerprint, backbone.fingerprint),
-        ("tokenizer", made_with.tokenizer, backbone.tokenizer_digest),
-    ):
-        if wanted is not None and wanted != found:
-            raise (DataError if bank else UsageError)(
-                f"{opened.path} was made with {made_with.name}, not with the {what} of {backbone.name} "
-                f"(expected {wanted[:12]}, found {found[:12]})",
-                hint=f"--model {made_with.name}, or {again} with --model {backbone.name}",
-            )
+    if backbone is not None and made_with is not None:
+        hint = f"--model {made_with.name}, or make it again with {backbone.name}"
+        made_with.check(backbone, opened.path, hint=hint)
 
 
 def _named(opened: Opened | Source) -> str:

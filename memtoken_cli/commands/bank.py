@@ -15,6 +15,7 @@ from memtoken_cli.io.errors import DataError, UsageError, nearest
 if TYPE_CHECKING:
     from memtoken_cli.engine.method import BankCall, Banks
     from memtoken_cli.io.artifact import Header
+    from memtoken_cli.io.brief import Brief
     from memtoken_cli.io.sink import Sink
 
 READS = ("list", "show", "diff", "verify")
@@ -77,7 +78,9 @@ def bank(
     model: Annotated[
         str | None, typer.Option(metavar="M", help="Language model.  [default: the bank's]")
     ] = None,
-    to: Annotated[str | None, typer.Option(metavar="FORMAT", help="Of an export: hf, peft.")] = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="Of an export: hf, peft; official.")
+    ] = None,
     on_clash: Annotated[
         str | None, typer.Option(metavar="HOW", help="Names in both banks: error, keep, rename.")
     ] = None,
@@ -98,13 +101,15 @@ def bank(
 
     \b
     list FILE              what it holds; show FILE NAME: one row
-    add FILE --data DIR    more procedures; steps=N trains their rows as well
+    add FILE --data DIR    more procedures; steps=N trains their rows as well,
+                           chains=FILE: queries that ask for several
     remove FILE NAME...    without these; select FILE NAME...: these alone
     rename FILE OLD NEW
     merge FILE FILE...     several into one
     diff FILE FILE         what differs
     verify FILE            shapes, numbers, digests, and with --model the weights
-    export FILE --to hf    for other software, into --out DIR
+    export FILE --to hf    for other software, into --out DIR; of a trained recurrent
+                           memory --to official, for its authors' code, a file
 
     What writes needs --out or --in-place, and prints the path.
 
@@ -178,9 +183,8 @@ def _checked(action: str | None, file: str | None, arguments: list[str], given: 
 def _run(call: "BankCall", overrides: list[str], sink: "Sink", common: Common) -> None:
     from memtoken_cli import methods
     from memtoken_cli.commands.running import Request
-    from memtoken_cli.io.artifact import read_header
 
-    header = read_header(call.file)
+    header = _head(call)
     spec = method_for("bank", header.method)
     if call.action in HEADER_ONLY:
         if overrides:
@@ -204,7 +208,18 @@ def _run(call: "BankCall", overrides: list[str], sink: "Sink", common: Common) -
             sink.row(row)
 
 
-def rows(header: "Header", path: str) -> list[dict[str, Any]]:
+def _head(call: "BankCall") -> "Header | Brief":
+    if call.action in HEADER_ONLY:
+        from memtoken_cli.io.brief import brief
+
+        if (found := brief(call.file)) is not None:
+            return found
+    from memtoken_cli.io.artifact import read_header
+
+    return read_header(call.file)
+
+
+def rows(header: "Header | Brief", path: str) -> list[dict[str, Any]]:
     """The rows that a header lists. Raises DataError where the artifact is no bank."""
     told = header.about.get("rows")
     if header.kind != "memory" or not isinstance(told, list) or not all(isinstance(r, dict) for r in told):
@@ -215,7 +230,7 @@ def rows(header: "Header", path: str) -> list[dict[str, Any]]:
     return told
 
 
-def show(header: "Header", told: list[dict[str, Any]], path: str, sink: "Sink") -> None:
+def show(header: "Header | Brief", told: list[dict[str, Any]], path: str, sink: "Sink") -> None:
     """The rows as a table, a line of the whole on standard error; under --json the document."""
     from memtoken_cli.commands.tables import print_rows
 

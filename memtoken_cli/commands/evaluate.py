@@ -58,7 +58,8 @@ def evaluate(
                task=clicks|transfer|unsup|prompts  clicks=N  k=[1,3]  smoke=true
                For a bank of procedures, --data is a folder with one in a file:
                tasks=FILE|N  test=N  prompt=query|instruction+query  negatives=FILE
-               chains=FILE   max_new_tokens=N  batch=N  generate=false
+               chains=FILE   max_new_tokens=N  batch=N  generate=false  adapter=DIR
+               plot=FILE (accuracy over the blocks of a bank that grew)
                For a recurrent memory, on its own task or another:
                task.KEY=VALUE  sizes=[24,48]  teacher=true  tests=N  plot=FILE
 

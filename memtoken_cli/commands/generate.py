@@ -61,6 +61,7 @@ def generate(
                max_new_tokens=N  temperature=X  constrain=none  batch=N
                trace=true          tell the routes on standard error
                input=FILE.jsonl    records {"prompt", "procedures"?, "allow"?}
+               adapter=DIR         what the bank was made under, where it is not there any more
                For a recurrent memory, a trained model or a session (- is text without
                end, --out the session's file, which a later --memory goes on with):
                max_new_tokens=0    only read, print the path of --out
@@ -121,10 +122,15 @@ def _prompt(positionals: Sequence[str], memory: Sequence[str], file: bool) -> st
 
 def _answer_one(reader: "Reader", text: str, sink: "Sink") -> None:
     reader.load()
-    answer = next(iter(reader.answers([text])))
-    _tell(reader, answer, sink)
-    sink.text(answer.output)
-    sink.document(_row(text, answer, sink.json))
+    if sink.json or reader.asked.trace:  # how it came about is told before the answer
+        answer = next(iter(reader.answers([text])))
+        _tell(reader, answer, sink)
+        sink.text(answer.output)
+        sink.document(_row(text, answer, sink.json))
+        return
+    for piece in reader.spoken(text):
+        sink.text(piece, end="")
+    sink.text("")
 
 
 def _answer_rows(reader: "Reader", path: str, sink: "Sink") -> None:

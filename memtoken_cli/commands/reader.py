@@ -18,7 +18,7 @@ from memtoken_cli.commands.choose import method_for
 from memtoken_cli.commands.keys import Asked
 from memtoken_cli.commands.options import Common
 from memtoken_cli.data.shots import Query
-from memtoken_cli.engine.method import Answer, Generates
+from memtoken_cli.engine.method import Answer, Generates, Speaks
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.io.sink import Sink
 
@@ -66,6 +66,12 @@ class Reader:
             records, lines = tuple(row.record for row in rows), tuple(row.line for row in rows)
             options = replace(options, records=records, lines=lines)
         return self.method.answer(self.backbone, self.memory, self.about, queries, options)
+
+    def spoken(self, query: str) -> Iterator[str]:
+        """One answer in pieces as they come, or as a whole where the method does not speak."""
+        if isinstance(self.method, Speaks):
+            return self.method.speak(self.backbone, self.memory, self.about, query, self.options)
+        return (answer.output for answer in self.answers([query]))
 
     def load(self) -> None:
         """The model, once; raises where it is not the memories' own."""

@@ -6,14 +6,14 @@ out.
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from memtoken_cli.commands.options import Common
-from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.io.errors import DataError, UsageError, from_os_error
 
 if TYPE_CHECKING:
     from memtoken_cli.engine.endless import Streams
@@ -89,18 +89,34 @@ def stream(
         said = []
         with closing(streamed.parts) as parts:
             for part in parts:
-                if isinstance(part, bytes):
-                    sink.binary(part)
-                elif common.json:
-                    said.append(part)
-                else:
-                    sink.text(part, end="")
-        if keys.max_new_tokens:
-            sink.text("")
-        elif out not in (None, "-"):
-            sink.path(out)
+                with _standard_output(out):
+                    if isinstance(part, bytes):
+                        sink.binary(part)
+                    elif common.json:
+                        said.append(part)
+                    else:
+                        sink.text(part, end="")
+        with _standard_output(out):
+            if keys.max_new_tokens:
+                sink.text("")
+            elif out not in (None, "-"):
+                sink.path(out)
         if common.json:
             sink.document({"text": "".join(said), **streamed.document()})
+
+
+@contextmanager
+def _standard_output(out: str | None) -> Iterator[None]:
+    """Raises Full where it takes no more: what was read and written is in `out` then, and the same command
+    would read it twice."""
+    try:
+        yield
+    except OSError as error:
+        told = from_os_error(error)
+        told.hint = "free some space, then run the same command again on the same input"
+        if out not in (None, "-"):
+            told.hint = f"free some space; all that was read and written is in {out}: --memory {out} goes on"
+        raise told from error
 
 
 def _check_out(out: str | None, method: str, keys: Keyed, common: Common) -> None:
@@ -125,6 +141,9 @@ def _check_out(out: str | None, method: str, keys: Keyed, common: Common) -> Non
         _check_replaceable(out, method)
     elif not path.parent.is_dir():
         raise UsageError(f"{out}: there is no folder {path.parent}", hint="check the path")
+    place = path if path.exists() and not path.is_file() else path.parent  # a device is written as it is
+    if not os.access(place, os.W_OK):
+        raise UsageError(f"{out}: {place} is not writable", hint="--out FILE elsewhere")
 
 
 def _check_replaceable(out: str, method: str) -> None:

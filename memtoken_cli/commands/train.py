@@ -13,7 +13,7 @@ from memtoken_cli.commands.running import Request, load_recipe, recipe_files
 from memtoken_cli.io.errors import UsageError
 
 if TYPE_CHECKING:
-    from memtoken_cli.engine.method import Trains
+    from memtoken_cli.engine.method import Sketches, Spec, Trains
     from memtoken_cli.io.sink import Sink
     from memtoken_cli.recipe.schema import Recipe
 
@@ -60,12 +60,12 @@ def train(
     target = Path(out) if out else Path(RUNS, f"{checked.method}-{Path(positionals[0]).stem}")
     check_directory(target)
     with common.sink() as sink:
+        if dry_run:
+            preview(checked, target, spec, sink)
+            return
         from memtoken_cli import methods
 
         method = cast("Trains", methods.load(spec.name))
-        if dry_run:
-            preview(checked, target, method, sink)
-            return
         path = method.train(checked, Request.of(common, sink, str(target), fresh))
         if os.environ.get("RANK", "0") != "0":
             return  # under torchrun the first process alone speaks
@@ -73,15 +73,16 @@ def train(
         sink.document({"path": str(path), "out": str(target), "method": spec.name})
 
 
-def preview(checked: "Recipe", target: Path, method: "Trains", sink: "Sink") -> None:
+def preview(checked: "Recipe", target: Path, spec: "Spec", sink: "Sink") -> None:
     """The recipe whole, as YAML; what training would take, where the method tells, as comments behind it."""
     import yaml
 
-    from memtoken_cli.engine.method import Sketches
+    from memtoken_cli import methods
 
     document = {"out": str(target), "recipe": checked.resolved()}
     text = yaml.safe_dump(checked.resolved(), sort_keys=False)
-    if isinstance(method, Sketches):
+    if spec.sketches:  # another method is not loaded: that takes longer than all the rest
+        method = cast("Sketches", methods.load(spec.name))
         document["sketch"] = method.sketch(checked)
         lines = yaml.safe_dump(document["sketch"], sort_keys=False).splitlines()
         text += "".join(f"# {line}\n" for line in lines)

@@ -6,7 +6,7 @@ A method implements the protocols of the verbs its Spec lists and no others. No 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -36,6 +36,7 @@ class Spec:
         sources: what a positional SOURCE may be: "shots", "series", "stream", ...
         default_for: the verbs whose default method it is.
         needs_model: whether its verbs read a language model; without one the backbone they get is None.
+        sketches: whether it tells what training would take (`Sketches`); others need not be loaded for it.
         instead: for verbs that it does not answer, what to type.
     """
 
@@ -47,6 +48,7 @@ class Spec:
     sources: frozenset[str] = frozenset()
     default_for: frozenset[str] = frozenset()
     needs_model: bool = True
+    sketches: bool = False
     instead: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -170,43 +172,17 @@ class Generates(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class SegmentCall:
-    """One `memtok segment` command line; "-" is standard input, for one of the three.
-
-    Args:
-        series: a file. prompts: a file, or None. memory: a bank to read and to grow, or None.
-        plot: where a picture goes. out: the file that results go to, by whose name the method may choose
-            their form. beside: whether `prompts` is the file beside the series (a bare --prompts).
-    """
-
-    series: str
-    prompts: str | None = None
-    memory: str | None = None
-    plot: str | None = None
-    out: str | None = None
-    beside: bool = False
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """What segmenting gives. All that is kept (a bank, a picture) is written before this is returned.
-
-    Args:
-        parts: the result as text, or bytes of a binary format, in pieces as they come.
-        document: what --json prints instead; called only then.
-        skipped: prompts that were left out because the user allowed it.
-    """
-
-    parts: Iterator[str | bytes]
-    document: Callable[[], Mapping[str, Any]]
-    skipped: int = 0
-
-
 @runtime_checkable
-class Segments(Protocol):
-    def segment(self, call: SegmentCall, keys: Any, run: Run) -> Segmented:
-        """Cut a series into labelled segments; `keys` is the config module's SegmentKeys (or Config)."""
+class Speaks(Protocol):
+    def speak(
+        self,
+        backbone: CausalLM,
+        memory: Memory,
+        about: Mapping[str, Any],
+        query: str,
+        options: GenerateOptions,
+    ) -> Iterator[str]:
+        """One query's answer in pieces, as it is decoded: laid end to end they are `answer`'s output."""
         ...
 
 

@@ -64,7 +64,7 @@ def test_the_default_model_and_a_repeat_loads_none(memtok: Memtok, shots: Path, 
 def test_another_model_is_refused(memtok: Memtok, shots: Path, loaded: list[object]) -> None:
     compress(memtok, "--model", "mine")
     ran = memtok("generate", "card", "--memory", MEMORY, "--model", "other")
-    assert (ran.code, ran.out) == (2, b"")
+    assert (ran.code, ran.out) == (3, b"")
     assert "ffffffffffff" in ran.err and "aaaaaaaaaaaa" in ran.err and "hint: --model mine" in ran.err
     assert memtok("generate", "card", "--memory", MEMORY, "--model", "copy").code == 0
 

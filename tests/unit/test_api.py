@@ -105,15 +105,15 @@ def test_an_uneven_memory_names_the_option():
 def test_another_models_memory_is_refused(tmp_path, memory):
     path = memory.save(tmp_path / "m.safetensors")
     for other in (tiny_llama(seed=1), tiny_qwen2()):
-        with pytest.raises(UsageError, match="was made with tiny-llama, not with the weights"):
+        with pytest.raises(DataError, match="was made with tiny-llama, not with the weights"):
             memtoken_cli.load(path, model=other)
-        with pytest.raises(UsageError), memory.attached(other.model):
+        with pytest.raises(DataError), memory.attached(other.model):
             pass
-        with pytest.raises(UsageError):
+        with pytest.raises(DataError):
             memory.to_cache(other.model)
     other = tiny_llama()
     other.tokenizer.add_tokens(["memtok"])
-    with pytest.raises(UsageError, match="tokenizer"):
+    with pytest.raises(DataError, match="tokenizer"):
         memtoken_cli.load(path, model=other)
     assert memtoken_cli.load(path, model=tiny_llama()).next_position == memory.next_position
 
@@ -122,7 +122,7 @@ def test_the_command_refuses_another_models_memory(memtok, tmp_path, memory):  #
     path = str(memory.save(tmp_path / "m.safetensors"))
     other = str(save(tiny_llama(seed=1), tmp_path / "other"))
     ran = memtok("generate", "x", "--memory", path, "--model", other, "--device", "cpu")
-    assert (ran.code, ran.out) == (2, b"") and "was made with tiny-llama" in ran.err
+    assert (ran.code, ran.out) == (3, b"") and "was made with tiny-llama" in ran.err
     right = str(save(tiny_llama(), tmp_path / "right"))
     ran = memtok("generate", "where is it", "--memory", path, "--model", right, "labels=memory", "--json")
     assert ran.code == 0 and json.loads(ran.out)["output"] in LABELS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from memtoken_cli import methods
-from memtoken_cli.engine.method import Budget
+from memtoken_cli.engine.method import Budget, Sketches
 from memtoken_cli.io.errors import DataError, UsageError
 
 
@@ -83,3 +83,8 @@ def test_every_method_is_found_without_torch() -> None:
 def test_the_spec_knows_its_folder() -> None:
     assert all(spec.name == name for name, spec in methods.discover().items())
     assert all(spec.default_for <= spec.verbs for spec in methods.discover().values())
+
+
+@pytest.mark.parametrize("name", methods.discover())
+def test_a_spec_says_whether_training_is_sketched(name: str) -> None:
+    assert methods.discover()[name].sketches == isinstance(methods.load(name), Sketches)

@@ -2,12 +2,14 @@
 recipes expect, the forecast of a dry run."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from cli_fixtures import memtok
 
+from memtoken_cli.engine import resident
 from memtoken_cli.engine.expect import unmet
 from memtoken_cli.engine.stream import Bptt
 from memtoken_cli.io.errors import UsageError
@@ -108,12 +110,14 @@ def test_the_table_of_speed_has_a_process_a_cell(monkeypatch):
 
 
 def test_a_real_child_answers(memtok, written):
-    asked = ("lengths=[12]", "policies=[rmt]", "repeats=1", "plot=p.svg")
+    asked = ("lengths=[12]", "policies=[rmt]", "repeats=1", "plot=p.svg", "model.ffn=65536")
     ran = memtok("bench", str(written), *asked, "--json", "-q")
     assert ran.code == 0, ran.err
     (row,) = json.loads(ran.out)["rows"]
     assert row["method"] == "rmt" and row["state_bytes"] == 256 and row["tokens_per_second"] > 0
     assert Path("p.svg").stat().st_size > 1000
+    if os.access(resident.CLEAR, os.W_OK):  # ten columns of 65,536 numbers, and not the 48 MiB of weights
+        assert 2.5 < row["peak_mib"] < 40
 
 
 def test_what_recipes_differ_in():

@@ -13,6 +13,7 @@ from memtoken_cli.data.task_config import TaskSection
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.controls import CONTROLS
 from memtoken_cli.methods.rmt.cut import cut
+from memtoken_cli.methods.rmt.diagonal import Diagonal
 from memtoken_cli.methods.rmt.exam import Exam, examples, marked
 from memtoken_cli.methods.rmt.exam_config import Kind
 from memtoken_cli.methods.rmt.policies import policy_for
@@ -141,6 +142,52 @@ def test_batches_are_never_of_one_row_by_accident():
     exam.policy.segment = spied
     exam.answers(rows, "shuffled")
     assert min(sizes) > 1
+
+
+@pytest.mark.parametrize("policy", ["prmt", "armt"])
+@torch.no_grad()
+def test_whole_segments_in_front_are_read_many_layers_at_once(policy, monkeypatch):
+    read, read_at_once = [], Diagonal.read
+
+    def spied(self, ids_BNS, state):
+        read.append(tuple(ids_BNS.shape))
+        return read_at_once(self, ids_BNS, state)
+
+    monkeypatch.setattr(Diagonal, "read", spied)
+    rows = {
+        # (length, answer): the segments of 5 that end before the first scored position's logits
+        (34, 27): [(3, 5, 5)],
+        (34, 25): [(3, 5, 5)],
+        (34, 24): [(3, 4, 5)],
+        (34, 9): [],
+    }
+    for shape, expected in rows.items():
+        asked = sequences([shape] * 3, seed=shape[1])
+        one, many = (exam_of(policy, diagonal=mode) for mode in ("off", "on"))
+        for teacher in (False, True):
+            made, _ = one.answers(asked, "own", teacher)
+            assert not read
+            assert torch.equal(many.answers(asked, "own", teacher)[0], made)
+            assert read == expected
+            read.clear()
+    short_head = exam_of(policy, "right", diagonal="on")
+    assert torch.equal(
+        short_head.answers(asked)[0], exam_of(policy, "right", diagonal="off").answers(asked)[0]
+    )
+    for control in CONTROLS[1:]:
+        assert torch.equal(many.answers(asked, control)[0], one.answers(asked, control)[0])
+    assert not read
+
+
+@torch.no_grad()
+def test_auto_reads_at_once_where_its_rule_says_so(monkeypatch):
+    read, read_at_once = [], Diagonal.read
+    monkeypatch.setattr(Diagonal, "read", lambda *args: read.append(0) or read_at_once(*args))
+    exam = exam_of("prmt")  # 11 columns a row: up to 11 rows are at most 128
+    for rows, times in ((11, 1), (12, 0)):
+        exam.answers(sequences([(34, 27)] * rows))
+        assert len(read) == times
+        read.clear()
 
 
 def test_marks_count_tokens_and_whole_answers():

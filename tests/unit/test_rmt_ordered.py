@@ -9,9 +9,10 @@ from memtoken_cli.engine.fit import fit
 from memtoken_cli.engine.stream import Bptt
 from memtoken_cli.engine.task import At
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.learn import Learning, scores
 from memtoken_cli.methods.rmt.ordered import Reading
-from memtoken_cli.methods.rmt.run import built, learning
+from memtoken_cli.methods.rmt.run import built, learning, locked
 from memtoken_cli.recipe.schema import load
 
 RECIPE = """
@@ -20,7 +21,7 @@ seed: 3
 model: {new: llama, layers: 2, width: 16, heads: 2, ffn: 32, context: 128}
 task: {name: text, document_break: "#", segments: 1}
 data: {path: PATH}
-rmt: {slots: 2, segment: 8, bptt: "window:2", loss: all, d_mem: 4, state_norm: final}
+rmt: {slots: 2, segment: 8, bptt: "window:2", restart: 0, loss: all, d_mem: 4, state_norm: final}
 train: {steps: 12, batch: 3, lr: 1e-2}
 """
 # documents of two segments, and a short one, and five
@@ -64,10 +65,10 @@ def gradients(made):
 
 
 def by_hand(made, back, index, stored):
-    """The loss of segment `index` for every row alone, from its document's start or a stored state on."""
+    """The loss of segment `index` for every row alone, from its last start or a stored state on."""
     policy, rows = made.base.policy, made.base.train.batch
     reader = made.text.ordered(rows)
-    windows = [next(reader) for _ in range(index + 1)]
+    windows = [made._restarted(next(reader), t) for t in range(index + 1)]
     total = 0.0
     for b in range(rows):
         document = max(t for t, w in enumerate(windows) if w.fresh_B[b])
@@ -83,9 +84,9 @@ def by_hand(made, back, index, stored):
 
 
 @pytest.mark.parametrize("policy", ["rmt", "prmt", "armt", "xl", "window", "sink", "none"])
-@pytest.mark.parametrize("back", [0, 2])
-def test_a_step_equals_a_graph_that_is_detached_by_hand(tmp_path, policy, back):
-    made = task(tmp_path, f"rmt.policy={policy}", f"rmt.bptt=window:{back}")
+@pytest.mark.parametrize(("back", "restart"), [(0, 0), (2, 0), (2, 0.4)])
+def test_a_step_equals_a_graph_that_is_detached_by_hand(tmp_path, policy, back, restart):
+    made = task(tmp_path, f"rmt.policy={policy}", f"rmt.bptt=window:{back}", f"rmt.restart={restart}")
     stored = {}
     for index in range(9):
         batch, loss = taken(made, index)
@@ -118,6 +119,44 @@ def test_static_tokens_are_the_newest_in_every_segment(tmp_path):
         torch.testing.assert_close(found, torch.autograd.grad(expected, memory)[0])
         with torch.no_grad():
             memory.add_(1.0)
+
+
+ONE = ("task.document_break=null", "train.batch=4")  # a text of one document
+
+
+@pytest.mark.parametrize("restart", [0, 0.2, 1])
+def test_the_first_memory_is_trained_where_a_reader_restarts(tmp_path, restart):
+    made = task(tmp_path, *ONE, f"rmt.restart={restart}", text=TEXT * 4)
+    drawn = []
+    for index in range(24):
+        batch, _ = taken(made, index)
+        began = [bool(part.fresh_B.any()) for part in batch.parts]
+        drawn += batch.parts[-1].fresh_B.tolist() if index else []
+        first = made.parameters["memory.init_MD"].grad
+        assert (first is not None and bool(first.any())) == any(began)
+    assert {0: sum(drawn) == 0, 1: all(drawn)}.get(restart, 0.1 < sum(drawn) / len(drawn) < 0.35)
+
+
+def test_restarts_are_the_seeds_and_the_steps(tmp_path):
+    """However a step is come to; the text itself goes on."""
+
+    def read(made, start):
+        steps = [made.batch(At(i + 1, "train", i, 99), torch.Generator()) for i in range(start, 12)]
+        return [(p.fresh_B.tolist(), p.sequences.ids_BT.tolist()) for s in steps for p in s.parts[-1:]]
+
+    said = (*ONE, "rmt.restart=0.3")
+    whole = read(task(tmp_path, *said), 0)
+    assert read(task(tmp_path, *said), 7) == whole[7:]
+    other = read(task(tmp_path, *said, "seed=4"), 0)
+    assert [fresh for fresh, _ in other] != [fresh for fresh, _ in whole]
+    assert [ids for _, ids in other] == [ids for _, ids in read(task(tmp_path, *ONE), 0)]
+
+
+def test_restarts_belong_to_a_run_that_has_them(tmp_path):
+    assert "restart: 0.5" in locked(recipe(tmp_path, "rmt.restart=0.5"))
+    assert "restart:" not in locked(recipe(tmp_path, "rmt.bptt=full"))
+    assert recipe(tmp_path, "rmt.bptt=full").config.restart == 0
+    assert Config().restart == 1 / 16
 
 
 def test_an_early_token_is_out_of_reach(tmp_path):
@@ -212,8 +251,9 @@ def run(tmp_path, name, crash=None, *overrides):
     ("policy", "crash"),
     [("rmt", 6), ("rmt", 10), ("armt", 10), ("window", 10), ("window", 6), ("sink", 6), ("none", 6)],
 )
-def test_resuming_gives_the_same_bits(tmp_path, policy, crash):
-    overrides = (f"rmt.policy={policy}", "rmt.state_noise=0.1")
+@pytest.mark.parametrize("restart", [0, 0.4])
+def test_resuming_gives_the_same_bits(tmp_path, policy, crash, restart):
+    overrides = (f"rmt.policy={policy}", "rmt.state_noise=0.1", f"rmt.restart={restart}")
     expected = run(tmp_path, "whole", None, *overrides)
     with pytest.raises(Crash):
         run(tmp_path, "crashed", crash, *overrides)

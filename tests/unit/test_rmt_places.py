@@ -7,7 +7,9 @@ from rmt_policies import gentle, made, rows, run
 from tiny import tiny_gemma3, tiny_gpt2, tiny_llama
 
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.places import Places, additive, laid, part
+from memtoken_cli.methods.rmt.policies import policy_for
 
 # policy: read, text, write positions of m 2, S 4, n 3
 TABLE = {
@@ -214,3 +216,24 @@ def test_a_sink_is_the_embedding_of_bos_before_the_read_block():
     logits, (state,) = run(of, [ids])
     torch.testing.assert_close(logits[0], out.logits[0, 3:7], atol=1e-5, rtol=0)
     torch.testing.assert_close(state, out.hidden_states[-1][:, -2:], atol=1e-5, rtol=0)
+
+
+def test_a_sink_that_nothing_can_stand_for_is_refused():
+    backbone = tiny_llama()
+    backbone.tokenizer.bos_token = None
+    config = Config(sink="bos", slots=2, segment=4)
+    with pytest.raises(UsageError, match="no BOS") as caught:
+        policy_for(backbone, config, 0)
+    assert caught.value.hint == "rmt.sink=none"
+    policy_for(backbone, config.model_copy(update={"policy": "none"}), 0)
+    for policy in ("prmt", "armt"):
+        with pytest.raises(ValueError, match="read block"):
+            Config(policy=policy, sink="bos")
+
+
+def test_only_rmt_may_be_without_slots():
+    for policy in ("prmt", "armt", "static", "xl"):
+        with pytest.raises(ValueError, match="needs slots"):
+            Config(policy=policy, slots=0)
+    for policy in ("rmt", "none", "window", "full"):
+        assert Config(policy=policy, slots=0).slots == 0

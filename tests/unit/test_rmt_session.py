@@ -10,6 +10,7 @@ from rmt_sessions import LAYOUTS, SIZE, naive, policy, session, text
 from tiny import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_qwen2
 
 from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.methods import rmt
 from memtoken_cli.methods.rmt import session_file
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.head import heard, logits_of
@@ -333,3 +334,9 @@ def test_a_file_opened_goes_on(tmp_path):
     whole = Session.open(path)
     assert whole.read[0].tokens == live.read[0].tokens + len("and text that is not cut yet")
     close([whole.logits()], [live.feed_text("and text that is not cut yet")])
+
+
+def test_the_front_door_is_opened_when_it_is_asked_for():
+    assert rmt.Session is Session
+    with pytest.raises(AttributeError):
+        _ = rmt.Nothing

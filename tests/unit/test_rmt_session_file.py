@@ -61,7 +61,7 @@ def test_rows_that_are_at_different_places(tmp_path: Path, policy: str) -> None:
     path = tmp_path / "s.safetensors"
     header = session_file.save(live, path)
     assert header.about["counts"] == {
-        "tokens": [9, 9, 4], "segments": [2, 2, 1], "pending": [1, 1, 0], "bytes": 0,
+        "tokens": [9, 9, 4], "segments": [2, 2, 1], "pending": [1, 1, 0], "bytes": [0, 0, 0],
     }  # fmt: skip
     found = session_file.opened(str(path), device="cpu").session
     same(live, found)
@@ -108,3 +108,40 @@ def test_a_session_without_a_file_behind_it_cannot_be_saved(tmp_path: Path) -> N
     session = Session.of(model.backbone, model.policy)
     with pytest.raises(session_file.UsageError, match="no trained model"):
         session_file.save(session, tmp_path / "s.safetensors")
+
+
+def test_python_keeps_the_bytes_that_the_command_line_counted(tmp_path: Path) -> None:
+    live = Session.new(tiny_rmt.model(tmp_path / "m", *SMALL))
+    live.absorb(ids(1, 1, 7))
+    one, two = str(tmp_path / "1.safetensors"), str(tmp_path / "2.safetensors")
+    session_file.save(live, one, "tail", 77)
+    opened = Session.open(one, device="cpu")
+    opened.feed_text("more")
+    opened.save(two)
+    assert artifact.read_header(two).about["counts"]["bytes"] == 77
+    rows = Session.stack([opened.fork(), Session.new(opened.model), opened])
+    rows.save(two)
+    assert artifact.read_header(two).about["counts"]["bytes"] == [77, 0, 77]
+    again = Session.open(two, device="cpu").select([1, 0])
+    assert [row.streamed for row in again.read] == [0, 77]
+    header, tensors = artifact.read(two)
+    for told, found in ((5, [5, 5, 5]), ([1, 2, 3], [1, 2, 3])):
+        about = header.about | {"counts": header.about["counts"] | {"bytes": told}}
+        artifact.write(two, tensors, header.model_copy(update={"about": about}))
+        assert [row.streamed for row in session_file.opened(two, device="cpu").session.read] == found
+    for told in ([1, 2], [1, 2, -3], -1, "1"):
+        about = header.about | {"counts": header.about["counts"] | {"bytes": told}}
+        artifact.write(two, tensors, header.model_copy(update={"about": about}))
+        with pytest.raises(session_file.DataError, match="no session"):
+            session_file.opened(two, device="cpu")
+
+
+def test_a_file_that_is_older_than_a_key_is_read(tmp_path: Path) -> None:
+    live = Session.new(tiny_rmt.model(tmp_path / "m", *SMALL))
+    live.absorb(ids(1, 1, 7))
+    path = tmp_path / "s.safetensors"
+    session_file.save(live, path)
+    header, tensors = artifact.read(path)
+    older = {key: value for key, value in header.about["config"].items() if key != "gate_z"}
+    artifact.write(path, tensors, header.model_copy(update={"about": header.about | {"config": older}}))
+    same(live, session_file.opened(str(path), device="cpu").session)

@@ -14,11 +14,12 @@ from memtoken_cli.io.errors import DataError
 from memtoken_cli.methods.rmt import text_exam
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.controls import CONTROLS
+from memtoken_cli.methods.rmt.diagonal import Diagonal
 from memtoken_cli.methods.rmt.exam import Exam
 from memtoken_cli.methods.rmt.policies import policy_for
 from memtoken_cli.recipe.sections import NewModel
 
-S, N = 6, 3
+S, N, LOGITS = 6, 3, text_exam.LOGITS
 SIZE = NewModel(new="llama", layers=2, width=32, heads=4, context=64, tie=False)
 TEXT = "".join(f"line {i}: añ{'xyz'[i % 3]}\n" for i in range(400))
 
@@ -62,6 +63,30 @@ def test_batches_change_nothing(stream, exam):
     rows = stream.validation_rows(N, 7)
     whole = Exam(exam.policy, exam.config, exam.device, exam.vocabulary, 100)
     assert torch.allclose(text_exam.nats(exam, rows), text_exam.nats(whole, rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("held", [text_exam.LOGITS, 3 * 3 * S * 261])
+@pytest.mark.parametrize("policy", ["prmt", "armt"])
+@torch.no_grad()
+def test_many_layers_at_once_change_nothing(stream, policy, held, monkeypatch):
+    backbone = new_backbone(SIZE, stream.vocabulary, 0, tokenizer=bytes_tokenizer(stream.vocabulary))
+    rows, found = stream.validation_rows(7, 3), []
+    calls, logits = [], Diagonal.logits
+    monkeypatch.setattr(Diagonal, "logits", lambda *args: calls.append(args[1].shape[1]) or logits(*args))
+    monkeypatch.setattr(text_exam, "LOGITS", held)
+    for mode in ("off", "on"):
+        config = Config(policy=policy, slots=2, segment=S, d_mem=4, diagonal=mode)
+        made = policy_for(backbone, config, 0)
+        for name, p in made.parameters().items():
+            if name.endswith(".v"):
+                p.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+        found.append(text_exam.nats(Exam.of(backbone, made, config, 4), rows))
+        assert (sum(calls) > 0) == (mode == "on")
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-5)
+    blocks = calls[1:]  # the first compares
+    assert blocks == ([7] if held == LOGITS else [3, 3, 1])
+    text_exam.nats(Exam.of(backbone, made, config, 4), rows, "none")
+    assert calls[1:] == blocks
 
 
 def test_windows_are_as_long_as_the_text_allows(stream):

@@ -112,7 +112,7 @@ class Association(nn.Module):
 
     def write(self, w_BME: Tensor, a_BKE: Tensor, z_BK: Tensor, started_B: Tensor) -> tuple[Tensor, Tensor]:
         """(A, z) with the m tokens written in."""
-        w_BME = wide(w_BME)
+        w_BME = wide(w_BME).contiguous()  # of a slice, products are rounded otherwise than of a group's rows
         k_BMK = phi(linear(w_BME, self.k), self.unit)
         v_BME = linear(w_BME, self.v)
         b_BM1 = gate(w_BME, self.b, self.bias)

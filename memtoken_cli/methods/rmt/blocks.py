@@ -20,6 +20,7 @@ from transformers import DynamicCache
 
 from memtoken_cli.engine import seeds
 from memtoken_cli.engine.between import between
+from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
 from memtoken_cli.methods.rmt.piecewise import feed, mask_of
@@ -47,6 +48,9 @@ class Blocks:
             config.mask == "blocks",
         )
         self.places.check(dims.context, dims.windows)
+        if self.places.front and network.backbone.tokenizer.bos_token_id is None:
+            name = network.backbone.name
+            raise UsageError(f"the tokenizer of {name} has no BOS to put in front", hint="rmt.sink=none")
         table = network.model.get_input_embeddings().weight.detach()
         spread = table.float().std()
         draw = torch.randn(self.slots, dims.width, generator=seeds.generator(seed, "memory"))

@@ -27,8 +27,7 @@ from transformers import DynamicCache
 from memtoken_cli.engine.turn import Turning
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.rmt.config import Config
-from memtoken_cli.methods.rmt.layered import rotary
-from memtoken_cli.methods.rmt.network import Network
+from memtoken_cli.methods.rmt.network import Network, rotary
 from memtoken_cli.methods.rmt.places import additive
 from memtoken_cli.methods.rmt.policy import Open, State
 from memtoken_cli.methods.rmt.span import Kept, Span

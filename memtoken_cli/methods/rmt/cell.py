@@ -2,8 +2,8 @@
 
     python -m memtoken_cli.methods.rmt.cell < {"recipe": YAML, "length": T, ...}     one line of JSON
 
-The peak is the process's (of a GPU: its allocator's) above what it holds once the model is there. Weights are
-untrained: they cost the same.
+The peak is the process's (of a GPU: its allocator's) above what it holds once the model is there, whatever
+loading took. Weights are untrained: they cost the same.
 
 Shape suffixes: B = 1 row, N segments, S tokens of a segment, U tokens fed at once.
 """
@@ -11,21 +11,17 @@ Shape suffixes: B = 1 row, N segments, S tokens of a segment, U tokens fed at on
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memtoken_cli.engine import seeds
+from memtoken_cli.engine import resident, seeds
 from memtoken_cli.io.errors import MemtokError
-from memtoken_cli.methods.rmt.associative import Associative
 from memtoken_cli.methods.rmt.diagonal import Diagonal
-from memtoken_cli.methods.rmt.layered import Layerwise
 from memtoken_cli.methods.rmt.policy import Policy, State
 from memtoken_cli.methods.rmt.run import Bench, built
 from memtoken_cli.recipe.schema import parse
@@ -56,6 +52,7 @@ def _figures(bench: Bench, length: int, generate: int, repeats: int) -> dict[str
     read = _reader(policy, length)
     # what the first call of a kernel brings in is none of the memory's
     policy.feed(policy.open(policy.start(1), 1), ids_1T[:, :1])
+    policy.segment(ids_1T[:, :1], torch.ones(1, dtype=torch.int64, device=device), policy.start(1), None)
     peak = _peak(device)
     whole = length - length % policy.size
     seconds: list[float] = []
@@ -68,22 +65,22 @@ def _figures(bench: Bench, length: int, generate: int, repeats: int) -> dict[str
         seconds.append(time.perf_counter() - begin)
     state_bytes = sum(x.numel() * x.element_size() for x in state)
     tokens = _generate(policy, ids_1T[:, whole:], state, generate, device)
+    most = peak()
     return {
         "segments": -(-length // policy.size),
         "tokens_per_second": whole / min(seconds) if whole else None,
         "ms_per_token": 1e3 * sorted(tokens)[len(tokens) // 2],
-        "peak_mib": peak() / MIB,
+        "peak_mib": None if most is None else most / MIB,
         "state_bytes": state_bytes,
     }
 
 
 def _reader(policy: Policy, length: int) -> Callable[[Tensor, State], State]:
     """What reads whole segments: grouped over layers where the policy's configuration says so."""
-    if isinstance(policy, Layerwise | Associative):
-        grouped = Diagonal(policy)
+    if (grouped := Diagonal.of(policy)) is not None:
         if grouped.wanted(1, length // policy.size):
             return lambda ids_1T, state: grouped.read(ids_1T.unflatten(1, (-1, policy.size)), state)
-        if policy.config.diagonal == "on" and grouped.reason:
+        if grouped.policy.config.diagonal == "on" and grouped.reason:
             raise MemtokError(grouped.reason)
 
     def read(ids_1T: Tensor, state: State) -> State:
@@ -119,18 +116,13 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak(device: torch.device) -> Callable[[], int]:
-    """Gives the most bytes held since now, above those held now."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        start = torch.cuda.memory_allocated(device)
-        return lambda: torch.cuda.max_memory_allocated(device) - start
-    # loading took more than the model: the kernel can forget that, where it is Linux
-    with suppress(OSError), open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss: bytes there, KiB elsewhere
-    begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return lambda: (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begin) * unit
+def _peak(device: torch.device) -> Callable[[], int | None]:
+    """Gives the most bytes held since now above those held now; None where the system cannot tell."""
+    if device.type != "cuda":
+        return resident.above()
+    torch.cuda.reset_peak_memory_stats(device)
+    start = torch.cuda.memory_allocated(device)
+    return lambda: torch.cuda.max_memory_allocated(device) - start
 
 
 if __name__ == "__main__":

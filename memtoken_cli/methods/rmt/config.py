@@ -15,6 +15,7 @@ from memtoken_cli.recipe.sections import Section, TrainSection
 
 LAYERWISE = ("prmt", "armt")  # what diagonal batching runs in parallel
 CACHES = ("window", "sink", "full")  # keys and values, no memory tokens
+UNCHANGED = ("none", "static")  # their state is no memory: every segment begins with the parameters of now
 
 POSITIONS = re.compile(r"contiguous|pinned|zero|wrapped|offset:\d+")
 BPTT = re.compile(r"full|replay|(last|window):\d+")
@@ -35,6 +36,8 @@ class Config(Section):
         align: left (a short tail), right (a short head), center (equal parts).
         loss: all tokens, the labels of a task only, or last:K segments.
         bptt: full, replay, last:K, window:K.
+        restart: of window:K, the share of segments in front of which a reader forgets and begins with M_1,
+            drawn from the seed; else M_1 would be trained where a document begins and nowhere else.
         trained: all, memory (the backbone is frozen) or lora.
         rank: of LoRA; alpha is four times as much.
         diagonal: auto, on or off; prmt and armt only.
@@ -54,6 +57,7 @@ class Config(Section):
     align: Literal["left", "right", "center"] = "left"
     loss: str = "labels"
     bptt: str = "full"
+    restart: float = Field(default=1 / 16, ge=0, le=1)
     trained: Literal["all", "memory", "lora"] = "all"
     rank: int = Field(default=8, ge=1)
     diagonal: Literal["auto", "on", "off"] = "auto"
@@ -85,17 +89,19 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> Config:
-        if (
-            self.policy in ("rmt", "prmt", "armt", "static", "xl")
-            and self.slots == 0
-            and self.policy != "rmt"
-        ):
+        if self.policy in ("prmt", "armt", "static", "xl") and self.slots == 0:
             raise ValueError(f"policy: {self.policy} needs slots; policy: none has no memory")
+        if self.policy == "prmt" and self.sink == "bos":
+            raise ValueError("prmt has no column in front of its read block: sink: none")
         if self.policy == "armt" and (self.sink == "bos" or self.positions == "zero"):
             raise ValueError("armt has no read block: sink: none, positions: contiguous, pinned or wrapped")
         if self.positions == "wrapped" and self.policy != "armt":
             raise ValueError("positions: wrapped is that of imported armt checkpoints")
         return self
+
+
+class BankKeys(Section):
+    """`memtok bank export` takes no keys."""
 
 
 class DataConfig(ExamKeys):

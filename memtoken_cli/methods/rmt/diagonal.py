@@ -46,7 +46,8 @@ class Diagonal:
 
     def __init__(self, policy: Layerwise | Associative) -> None:
         self.policy, self.network = policy, policy.network
-        self._tried, self._unlike, self._exact = False, "", False
+        self._tried, self._unlike = False, ""
+        self._exact: dict[int, bool] = {}  # by rows
 
     @classmethod
     def of(cls, policy: Policy) -> Diagonal | None:
@@ -62,7 +63,7 @@ class Diagonal:
         if not self._tried:
             self._tried = True
             try:
-                self._exact = self._build()
+                self._build()
             except (Unlike, RuntimeError, TypeError, AttributeError) as error:
                 self._unlike = str(error)
         return self._unlike or None
@@ -81,7 +82,14 @@ class Diagonal:
     def arriving(self, rows: int) -> bool:
         """`wanted` for a text of which nobody knows how much comes at once. `auto` asks for the bits of
         `policy.segment` then, so that they depend on the text alone."""
-        return self.wanted(rows, FEW) and (self._exact or self.policy.config.diagonal == "on")
+        return self.wanted(rows, FEW) and (self.policy.config.diagonal == "on" or self._equal(rows))
+
+    def _equal(self, rows: int) -> bool:
+        """Whether so many rows come out with those bits; tried once."""
+        if rows not in self._exact:
+            pairs = self._compared(rows, len(self.network.layers))
+            self._exact[rows] = all(torch.equal(a, b) for a, b in pairs)
+        return self._exact[rows]
 
     def logits(self, ids_BNS: Tensor, state: State, wanted_BNS: Tensor | None) -> tuple[Tensor | None, State]:
         """(float32 logits [n,V] of the text tokens where the bool wanted_BNS says so, in its order; the state
@@ -131,7 +139,7 @@ class Diagonal:
     def read(self, ids_BNS: Tensor, state: State) -> State:
         """The state after N full segments, in constant memory; whether `wanted` or not is the caller's."""
         for ids_BnS in ids_BNS.split(BLOCK * len(self.network.layers), 1):
-            alone = self._exact and ids_BnS.shape[1] < FEW
+            alone = self._exact.get(len(state[0]), False) and ids_BnS.shape[1] < FEW
             for part in ids_BnS.split(1 if alone else ids_BnS.shape[1], 1):
                 _, state = self.logits(part, state, None)
         return state
@@ -169,28 +177,32 @@ class Diagonal:
         own = self.cells.stacked.of(layers) if self.cells.stacked else {}
         return At(layers, self.group.stacked.of(layers), own)
 
-    @torch.no_grad()
-    def _build(self) -> bool:
-        """Whether a few segments have the very bits that they have one after the other. Raises Unlike where
-        they come out otherwise by more than rounding."""
-        policy, backbone = self.policy, self.network.backbone
-        self.cells = cells_of(policy)
+    def _build(self) -> None:
+        """Raises Unlike where a few segments come out otherwise than one after the other by more than
+        rounding."""
+        self.cells = cells_of(self.policy)
         self.group = Group(self.network.layers, self.network.model.config)
-        training, policy.training = policy.training, False
-        try:
-            N, S = min(len(self.network.layers), TRIED), policy.size
-            ids_1NS = (torch.arange(N * S, device=backbone.device) % backbone.dims.vocab).view(1, N, S)
-            every_1NS = torch.ones_like(ids_1NS, dtype=torch.bool)
-            found, ended = self.logits(ids_1NS, policy.start(1), every_1NS)
-            state, expected = policy.start(1), []
-            for t in range(N):
-                logits_SV, state = self._alone(ids_1NS[:, t], state, every_1NS[:, t])
-                expected.append(cast(Tensor, logits_SV))
-        finally:
-            policy.training = training
-        pairs = [(cast(Tensor, found), torch.cat(expected)), *zip(ended, state, strict=True)]
-        close = torch.finfo(backbone.dtype).eps ** 0.5
-        for a, b in pairs:
+        close = torch.finfo(self.network.backbone.dtype).eps ** 0.5
+        for a, b in self._compared(1, min(len(self.network.layers), TRIED)):
             if not (a.float() - b.float()).abs().max() <= close * b.float().abs().max().clamp(min=1e-6):
                 raise Unlike("the layers of this model come out otherwise as a group")
-        return all(torch.equal(a, b) for a, b in pairs)
+
+    @torch.no_grad()
+    def _compared(self, rows: int, segments: int) -> list[tuple[Tensor, Tensor]]:
+        """Logits and the last state of so much text, many layers at once and one segment after the other; as
+        many segments as layers have groups of every size."""
+        policy, backbone = self.policy, self.network.backbone
+        training, policy.training = policy.training, False
+        try:
+            B, N, S = rows, segments, policy.size
+            ids_BNS = (torch.arange(B * N * S, device=backbone.device) % backbone.dims.vocab).view(B, N, S)
+            every_BNS = torch.ones_like(ids_BNS, dtype=torch.bool)
+            found_nV, ended = self.logits(ids_BNS, policy.start(B), every_BNS)
+            state, expected = policy.start(B), []
+            for t in range(N):
+                logits_nV, state = self._alone(ids_BNS[:, t], state, every_BNS[:, t])
+                expected.append(cast(Tensor, logits_nV).view(B, S, -1))
+        finally:
+            policy.training = training
+        expected_nV = torch.stack(expected, 1).flatten(0, 2)
+        return [(cast(Tensor, found_nV), expected_nV), *zip(ended, state, strict=True)]

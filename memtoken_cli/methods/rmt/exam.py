@@ -18,9 +18,10 @@ from memtoken_cli.data.streams import IGNORE, Sequences, Stream
 from memtoken_cli.engine import seeds
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.methods.rmt.config import Config
-from memtoken_cli.methods.rmt.controls import Boundary, Control, boundary
+from memtoken_cli.methods.rmt.controls import Control, boundary
 from memtoken_cli.methods.rmt.cut import cut
-from memtoken_cli.methods.rmt.policy import Policy
+from memtoken_cli.methods.rmt.diagonal import Diagonal
+from memtoken_cli.methods.rmt.policy import Policy, State
 
 TEST = "test"  # the stream of the seed that test sets are drawn from
 
@@ -42,17 +43,18 @@ def examples(stream: Stream, n: int, rows: int, seed: int) -> Sequences:
 @dataclass(frozen=True)
 class Exam:
     """A model that answers. vocabulary: rows of its logits. batch: rows at once; more where one would be left
-    by itself."""
+    by itself. diagonal: a faster way through whole segments, where the policy has one."""
 
     policy: Policy
     config: Config
     device: torch.device
     vocabulary: int
     batch: int = 128
+    diagonal: Diagonal | None = None
 
     @classmethod
     def of(cls, backbone: CausalLM, policy: Policy, config: Config, batch: int) -> Exam:
-        return cls(policy, config, backbone.device, backbone.dims.vocab, batch)
+        return cls(policy, config, backbone.device, backbone.dims.vocab, batch, Diagonal.of(policy))
 
     def marks(
         self, rows: Sequences, final: int | None = None, control: Control = "own", teacher: bool = False
@@ -76,15 +78,20 @@ class Exam:
         one, IGNORE elsewhere; bool [B]: whether the row was asked)."""
         made_BT = torch.full_like(rows.target_BT, IGNORE)
         asked_B = torch.ones(len(rows), dtype=torch.bool)
-        between = boundary(control, self.policy)
         for index in _alike(rows):
             if control == "shuffled" and len(index) == 1:
                 asked_B[index] = False
                 continue
             for some in parts(index, self.batch):
                 told = self._taught if teacher else self._written
-                made_BT[some] = told(rows[some], between)
+                made_BT[some] = told(rows[some], control)
         return made_BT, asked_B
+
+    def together(self, rows: int, whole: int, control: Control) -> Diagonal | None:
+        """What reads that many whole segments many layers at once, where that is wanted; None: they are read
+        one after the other, as a control between them asks for too."""
+        way = self.diagonal if control == "own" else None
+        return way if way is not None and way.wanted(rows, whole) else None
 
     def _spans(self, rows: Sequences) -> list[tuple[int, int]]:
         """(start, stop) of the segments of rows of one length."""
@@ -92,9 +99,20 @@ class Exam:
         starts, counts = cuts.start_NB[:, 0].tolist(), cuts.count_NB[:, 0].tolist()
         return [(start, start + count) for start, count in zip(starts, counts, strict=True) if count]
 
-    def _written(self, rows: Sequences, between: Boundary) -> Tensor:
+    def _begun(self, rows: Sequences, control: Control) -> tuple[State, list[tuple[int, int]]]:
+        """(a state, the spans that are to be read from it): M_1 and all, or what the whole segments in front
+        of the answer leave."""
+        spans, state, S = self._spans(rows), self.policy.start(len(rows)), self.config.segment
+        until = int(rows.answer_B[0])
+        whole = sum(start == t * S and stop == start + S <= until for t, (start, stop) in enumerate(spans))
+        if (way := self.together(len(rows), whole, control)) is None:
+            return state, spans
+        ids_BT = rows.ids_BT[:, : whole * S].to(self.device)
+        return way.read(ids_BT.unflatten(1, (whole, S)), state), spans[whole:]
+
+    def _written(self, rows: Sequences, control: Control) -> Tensor:
         """`answers` of rows of one shape; they are not told."""
-        policy, B = self.policy, len(rows)
+        policy, between, B = self.policy, boundary(control, self.policy), len(rows)
         made_BT = torch.full_like(rows.target_BT, IGNORE)
         ids_BT = rows.ids_BT.to(self.device)
         known, last = int(rows.answer_B[0]) + 1, _last(rows)
@@ -106,8 +124,8 @@ class Exam:
                 ids_BT[:, position + 1] = next_B
 
         ids_BT[:, known:] = IGNORE  # no id, so that nothing can be read before it is written
-        state = policy.start(B)
-        for start, stop in self._spans(rows):
+        state, spans = self._begun(rows, control)
+        for start, stop in spans:
             if start:
                 state = between(state, B)
             if stop <= known:
@@ -131,15 +149,15 @@ class Exam:
             state = policy.close(at)
         return made_BT
 
-    def _taught(self, rows: Sequences, between: Boundary) -> Tensor:
+    def _taught(self, rows: Sequences, control: Control) -> Tensor:
         """`answers` of rows of one shape, where what stands before each position is the row itself."""
-        B = len(rows)
+        between, B = boundary(control, self.policy), len(rows)
         made_BT = torch.full_like(rows.target_BT, IGNORE)
         ids_BT = rows.ids_BT.to(self.device)
-        state = self.policy.start(B)
+        state, spans = self._begun(rows, control)
         last = _last(rows)
         scored_T = (rows.target_BT != IGNORE).any(0)
-        for start, stop in self._spans(rows):
+        for start, stop in spans:
             if start > last:
                 break
             if start:

@@ -17,6 +17,11 @@ ROLLBACK = (
     "prompt_lookup_num_tokens",
     "max_matching_ngram_size",
 )
+TAKE_BACK = (
+    "assisted and prompt-lookup decoding take tokens back, and a segment that is closed stays in the memory"
+)
+HISTORY = 2048  # ids of a row that are kept for what looks back
+NEW = 256  # ids of a continuation
 MINE = frozenset({"suffix", "template", "save_every", "errors", "reset"})
 Positive = Field(default=None, gt=0)
 Share = Field(default=None, ge=0, le=1)
@@ -39,11 +44,11 @@ class GenerateKeys(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_new_tokens: int = Field(default=256, ge=0)
+    max_new_tokens: int = Field(default=NEW, ge=0)
     suffix: str = ""
     template: Literal["chat", "none"] = "none"
     save_every: int | None = Field(default=None, ge=1)
-    history: int = Field(default=2048, ge=1)
+    history: int = Field(default=HISTORY, ge=1)
     errors: Literal["strict", "replace"] = "strict"
     reset: bool = False
 
@@ -89,10 +94,7 @@ class GenerateKeys(BaseModel):
     @classmethod
     def _ahead(cls, value: Any) -> Any:
         if value is not None:
-            raise ValueError(
-                "assisted and prompt-lookup decoding take tokens back, which a memory that has passed a "
-                "segment's end cannot"
-            )
+            raise ValueError(TAKE_BACK)
         return value
 
     @field_validator("suffix", "stop", "stop_strings")

@@ -32,12 +32,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.rmt.generate_config import HISTORY, TAKE_BACK
 from memtoken_cli.methods.rmt.session import Session
-from memtoken_cli.methods.rmt.session_state import HISTORY
 
-ROLLBACK = (
-    "assisted and prompt-lookup decoding take tokens back, and a segment that is closed stays in the memory"
-)
 LOOKING_BACK = (RepetitionPenaltyLogitsProcessor, NoRepeatNGramLogitsProcessor)
 
 
@@ -84,11 +81,11 @@ class SessionCache(Cache):  # type: ignore[misc]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raises UsageError: a segment that is closed cannot be opened again."""
-        raise UsageError(ROLLBACK, hint="decode without them")
+        raise UsageError(TAKE_BACK, hint="decode without them")
 
     def activate_past_recording(self) -> None:
         """Raises UsageError: nothing can be taken back."""
-        raise UsageError(ROLLBACK, hint="decode without them")
+        raise UsageError(TAKE_BACK, hint="decode without them")
 
     def reset(self) -> None:
         """Raises UsageError: a session that has read nothing is a new one."""

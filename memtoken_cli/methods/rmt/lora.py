@@ -11,6 +11,7 @@ from memtoken_cli.io.errors import UsageError
 ALPHA = 4  # times the rank
 DROPOUT = 0.1
 PREFIX = "lora."
+LOW_RANK = "lora_"  # in peft's names
 
 
 def injected(backbone: CausalLM, rank: int) -> dict[str, Parameter]:
@@ -39,5 +40,5 @@ def injected(backbone: CausalLM, rank: int) -> dict[str, Parameter]:
     inject_adapter_in_model(config, backbone.model)
     backbone.model.eval()
     return {
-        PREFIX + name: parameter for name, parameter in backbone.model.named_parameters() if "lora_" in name
+        PREFIX + name: parameter for name, parameter in backbone.model.named_parameters() if LOW_RANK in name
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from memtoken_cli.engine.endless import StreamCall, Streamed
-from memtoken_cli.engine.method import Run
+from memtoken_cli.engine.method import BankCall, Run
 from memtoken_cli.methods.rmt import SPEC
+from memtoken_cli.methods.rmt.config import BankKeys
 from memtoken_cli.methods.rmt.exam_config import EvaluateKeys
 from memtoken_cli.methods.rmt.generate_config import GenerateKeys
 from memtoken_cli.methods.rmt.run import train
@@ -53,3 +54,9 @@ class RMT:
         from memtoken_cli.methods.rmt import streaming
 
         return streaming.stream(call, keys, run)
+
+    def bank(self, call: BankCall, keys: BankKeys, run: Run) -> Iterator[Mapping[str, Any]]:
+        """`memtok bank export` under the names of the papers' own code; see `export.py`."""
+        from memtoken_cli.methods.rmt import export
+
+        yield export.export(call, run)

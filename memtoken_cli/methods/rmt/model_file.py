@@ -173,19 +173,8 @@ def _fill(
 
 def _check(path: str, header: Header, backbone: CausalLM) -> None:
     """Raises DataError unless the model, its trained weights in place, is the one that was saved."""
-    made_with = header.model
-    if made_with is None:
-        return
-    for what, wanted, found in (
-        ("weights", made_with.fingerprint, backbone.fingerprint),
-        ("tokenizer", made_with.tokenizer, backbone.tokenizer_digest),
-    ):
-        if wanted is not None and wanted != found:
-            raise DataError(
-                f"{path} was made with {made_with.name}, not with the {what} of {backbone.name} "
-                f"(expected {wanted[:12]}, found {found[:12]})",
-                hint=f"--model {made_with.name}",
-            )
+    if header.model is not None:
+        header.model.check(backbone, path, hint=f"--model {header.model.name}")
 
 
 def _made_again(said: Mapping[str, Any], name: str) -> CausalLM:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from memtoken_cli.engine.backbone import CausalLM
+from memtoken_cli.engine.between import between
 
 
 def wide(x: Tensor) -> Tensor:
@@ -69,3 +70,20 @@ class Network:
         finally:
             handle.remove()
         return kept[0], wide(out.logits)
+
+
+@torch.no_grad()
+def rotary(network: Network) -> bool:
+    """Whether positions act between tokens alone: what enters the first layer does not differ by them."""
+    seen: list[Tensor] = []
+
+    def note(_layer: int, h: Tensor) -> Tensor:
+        seen.append(h)
+        return h
+
+    ids_11 = torch.zeros(1, 1, dtype=torch.long, device=network.backbone.device)
+    mask = torch.zeros(1, 1, 1, 1, dtype=network.backbone.dtype, device=ids_11.device)
+    with between(network.layers[:1], note):
+        for place in (0, 1):
+            network.run(network.embed(ids_11), torch.full_like(ids_11, place), mask)
+    return torch.equal(*seen)

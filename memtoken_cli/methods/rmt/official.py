@@ -1,4 +1,4 @@
-"""Checkpoints of the papers' own code by their key names, in (`rmt.init`) and out.
+"""Checkpoints of the papers' own code by their key names, in (`rmt.init`) and out (`export.py`).
 
     memory_cell.memory [m,d]                    the wrapper's memory: memory.init_MD
     memory_cell.model.NAME                      its backbone
@@ -24,9 +24,9 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from memtoken_cli.engine.backbone import CausalLM
-from memtoken_cli.io import atomic
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.rmt.config import Config
+from memtoken_cli.methods.rmt.lora import LOW_RANK
 from memtoken_cli.methods.rmt.policy import Policy
 
 MEMORY, MODEL, NEURIPS = "memory_cell.memory", "memory_cell.model.", "mem_tokens"
@@ -153,10 +153,10 @@ def read(path: str | Path) -> Official:
     return found
 
 
-def export(path: str | Path, backbone: CausalLM, policy: Policy) -> None:
-    """Write rmt or armt under the official names; the same weights give the same bytes.
+def export(backbone: CausalLM, policy: Policy) -> bytes:
+    """A file of rmt or armt under the official names; the same weights give the same bytes.
 
-    Raises UsageError for what the official code has not: another policy, a learned gain."""
+    Raises UsageError for what the official code has not: another policy, a learned gain, low-rank parts."""
     own = policy.parameters()
     known = {"memory.init_MD"} | {name for name in own if name.startswith("armt.")}
     if "memory.init_MD" not in own or own.keys() != known:
@@ -164,8 +164,12 @@ def export(path: str | Path, backbone: CausalLM, policy: Policy) -> None:
         raise UsageError(
             f"the official code has no place for {other}", hint="rmt or armt with rmt.state_norm=final"
         )
+    if any(LOW_RANK in name for name, _ in backbone.model.named_parameters()):
+        raise UsageError(
+            "the official code has no place for low-rank parts", hint="rmt.trained=all or memory"
+        )
     tensors = {name: x.detach().cpu().contiguous() for name, x in named(backbone, policy).items()}
-    atomic.write_bytes(path, save(tensors, metadata={"format": "pt"}))
+    return save(tensors, metadata={"format": "pt"})
 
 
 def named(backbone: CausalLM, policy: Policy) -> dict[str, nn.Parameter]:

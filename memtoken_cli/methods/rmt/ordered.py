@@ -23,14 +23,14 @@ from torch.nn.functional import cross_entropy
 from memtoken_cli.data.stream_text import Ordered, Text
 from memtoken_cli.data.streams import IGNORE
 from memtoken_cli.data.task_config import CurriculumSection
+from memtoken_cli.engine import seeds
 from memtoken_cli.engine.curriculum import Curriculum
 from memtoken_cli.engine.stream import Window
 from memtoken_cli.engine.task import At, Loss, Phase
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.rmt.config import UNCHANGED
 from memtoken_cli.methods.rmt.learn import Learning
 from memtoken_cli.methods.rmt.policy import State
-
-UNCHANGED = ("none", "static")  # their state is no memory: every segment begins with the parameters of now
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,13 @@ class Windows:
 class Reading:
     """The `Task` of one policy on a text in order. What is trained, and how, is `base`'s.
 
-    Where it stands in the text is the number of the step; the memories are in `state()`. Raises UsageError
-    where the task is no text, where several processes train, and for a loss that is not every token's.
+    Where it stands in the text is the number of the step, and so is which readers restart there; the memories
+    are in `state()`. Raises UsageError where the task is no text, where several processes train, and for a
+    loss that is not every token's.
     """
 
     base: Learning
+    seed: int = 0
     window: Window = field(init=False)
     _reader: Iterator[Ordered] = field(init=False)
     _read: int | None = None
@@ -95,9 +97,17 @@ class Reading:
             self._reader = self.text.ordered(rows, start=self._read)
             self._newest.clear()
         while self._read <= at.index:
-            self._newest.append(next(self._reader))
+            self._newest.append(self._restarted(next(self._reader), self._read))
             self._read += 1
         return Windows(tuple(self._newest), torch.arange(rows))
+
+    def _restarted(self, part: Ordered, step: int) -> Ordered:
+        """Some readers begin anew with the segment of this step; the text goes on."""
+        share = self.base.config.restart
+        if not share:
+            return part
+        draw_B = torch.rand(len(part.fresh_B), generator=seeds.generator(self.seed, "restart", step))
+        return Ordered(part.sequences, part.fresh_B | (draw_B < share))
 
     def loss(self, part: Windows) -> Loss:
         policy, device = self.base.policy, self.base.device
@@ -142,8 +152,8 @@ class Reading:
         self.window.load_state(state, self.base.device)
 
 
-def in_order(base: Learning) -> Reading:
-    """What `base` trains, on the text in order; every step counts for `train.stop_at`."""
+def in_order(base: Learning, seed: int) -> Reading:
+    """What `base` trains, on the text in order; every step counts for `train.stop_at`. seed: of restarts."""
     size = base.stream.size()
     plan = CurriculumSection(start=size, check_every=base.curriculum.plan.check_every)
-    return Reading(replace(base, curriculum=Curriculum(plan, size, loss=True)))
+    return Reading(replace(base, curriculum=Curriculum(plan, size, loss=True)), seed)

@@ -6,9 +6,10 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.methods.rmt.associative import Associative
 from memtoken_cli.methods.rmt.blocks import Blocks
 from memtoken_cli.methods.rmt.config import CACHES, Config
-from memtoken_cli.methods.rmt.layered import Layerwise, TransformerXL
+from memtoken_cli.methods.rmt.layered import Layerwise
 from memtoken_cli.methods.rmt.network import Network
 from memtoken_cli.methods.rmt.policy import Policy
+from memtoken_cli.methods.rmt.transformer_xl import TransformerXL
 
 
 def policy_for(backbone: CausalLM, config: Config, seed: int) -> Policy:

@@ -111,6 +111,8 @@ def _train(recipe: Recipe, run: Run, world: World) -> Path:
 def locked(recipe: Recipe) -> str:
     """What the trained weights depend on; what they are tested on may change."""
     said = recipe.resolved()
+    if not recipe.config.bptt.startswith("window"):
+        del said[NAME]["restart"]  # nothing else reads it
     keys = ("method", "seed", "model", NAME, "task", "curriculum", "train")
     return dump({key: said[key] for key in keys} | {"data": {"path": said["data"]["path"]}})
 
@@ -129,7 +131,7 @@ def learning(recipe: Recipe, bench: Bench) -> Learning | Reading:
     parameters = trainable(bench.backbone, bench.policy, bench.config)
     bench.policy.training = True
     task = Learning(bench.policy, bench.stream, bench.config, recipe.train, stages, parameters, device)
-    return in_order(task) if task.bptt.kind == "window" else task
+    return in_order(task, recipe.seed) if task.bptt.kind == "window" else task
 
 
 def drops(model: PreTrainedModel) -> bool:

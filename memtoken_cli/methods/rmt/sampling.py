@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.decode import end_ids
 from memtoken_cli.io.errors import UsageError, nearest
+from memtoken_cli.methods.rmt.generate_config import HISTORY, NEW, TAKE_BACK
 
 LENGTH = ("max_new_tokens", "min_new_tokens", "max_time", "stop_strings", "eos_token_id", "pad_token_id",
           "forced_eos_token_id", "exponential_decay_length_penalty")  # fmt: skip
@@ -27,9 +28,6 @@ FLOATS = (*(key for key in DRAWS if key != "top_k"), "repetition_penalty", "leng
 OWN = ("history", "seed")
 KEYS = (*LENGTH, "do_sample", "num_beams", *DRAWS, *BEAMS, *SCORES, *OWN)
 
-TAKE_BACK = (
-    "assisted and prompt-lookup decoding take tokens back, and a segment that is closed stays in the memory"
-)
 ENCODER = "it is for models with an encoder"
 COUNTS = "it counts the input, which has no end here"
 KEEPS = "a session is its own cache"
@@ -72,8 +70,8 @@ class Sampling:
     tokens that what looks back may see. seed: None goes on with the session's draws."""
 
     said: Mapping[str, Any]
-    max_new_tokens: int = 256
-    history: int = 2048
+    max_new_tokens: int = NEW
+    history: int = HISTORY
     seed: int | None = None
 
     @property
@@ -131,12 +129,12 @@ def sampling(keys: Mapping[str, Any], backbone: CausalLM) -> Sampling:
     said.setdefault("pad_token_id", pad if pad is not None else next(iter(ends), 0))
     if "sequence_bias" in said and not isinstance(said["sequence_bias"], dict):
         said["sequence_bias"] = {tuple(ids): float(bias) for ids, bias in said["sequence_bias"]}
-    most = said.pop("max_new_tokens", 256)
+    most = said.pop("max_new_tokens", NEW)
     _counted("max_new_tokens", most, 0)
-    _counted("history", given.get("history", 2048), 1)
+    _counted("history", given.get("history", HISTORY), 1)
     _counted("num_beams", said["num_beams"], 1)
     _built(said)
-    return Sampling(said, most, given.get("history", 2048), given.get("seed"))
+    return Sampling(said, most, given.get("history", HISTORY), given.get("seed"))
 
 
 def _known(key: str) -> None:

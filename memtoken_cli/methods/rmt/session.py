@@ -22,12 +22,13 @@ from torch import Tensor
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.memory import Layers
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.rmt.generate_config import HISTORY, NEW
 from memtoken_cli.methods.rmt.model_file import Model
 from memtoken_cli.methods.rmt.network import wide
 from memtoken_cli.methods.rmt.policy import Policy, State, select, stack
 from memtoken_cli.methods.rmt.session_groups import Group, apart, beside, forgotten, merged, picked, placed
 from memtoken_cli.methods.rmt.session_reader import Reader
-from memtoken_cli.methods.rmt.session_state import HISTORY, Draws, Read, Snapshot
+from memtoken_cli.methods.rmt.session_state import Draws, Read, Snapshot
 from memtoken_cli.methods.rmt.wording import Hearing
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Session:
     @classmethod
     def open(cls, path: str, device: str | None = None) -> Session:
         """The session of a file, or a new one in front of a trained model's; text it holds uncut is read.
-        Raises DataError."""
+        How many bytes of a stream the command line has read into it stays known. Raises DataError."""
         from memtoken_cli.methods.rmt.session_file import opened
 
         found = opened(path, device=device)
@@ -239,7 +240,7 @@ class Session:
         """`feed` of a text, the same for every row."""
         return self.feed(self.ids(text))
 
-    def generate(self, max_new_tokens: int = 256, **generation: Any) -> Iterator[str]:
+    def generate(self, max_new_tokens: int = NEW, **generation: Any) -> Iterator[str]:
         """The continuation of one row, text as it is made, in whole characters.
 
         generation: fields of transformers' GenerationConfig, with `history` and `seed`; greedy unless one

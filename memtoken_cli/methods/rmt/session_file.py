@@ -23,23 +23,26 @@ from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.rmt import SPEC, model_file
 from memtoken_cli.methods.rmt import parent as parents
 from memtoken_cli.methods.rmt.config import Config
+from memtoken_cli.methods.rmt.generate_config import HISTORY
 from memtoken_cli.methods.rmt.model_file import Model
 from memtoken_cli.methods.rmt.session import Session
-from memtoken_cli.methods.rmt.session_state import HISTORY, Read, Snapshot
+from memtoken_cli.methods.rmt.session_state import Read, Snapshot
 from memtoken_cli.methods.rmt.session_tensors import Parts, mine, parts_of, tensors_of
 
+NotNegative = Annotated[int, Field(ge=0)]
 AGAIN = "make it again: memtok generate - --memory MODEL --out FILE max_new_tokens=0"
 
 
 class Counts(BaseModel):
-    """How far a session is; of several rows, lists. bytes: of the streams that were read, the tail's too."""
+    """How far a session is; of several rows, lists. bytes: of the streams that were read, the tail's too; one
+    number for several rows is each one's."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     tokens: int | list[int]
     segments: int | list[int]
     pending: int | list[int]
-    bytes: int = Field(ge=0)
+    bytes: NotNegative | list[NotNegative]
 
 
 class About(BaseModel):
@@ -60,17 +63,22 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Opened:
-    """A session with the text that it has not cut yet and the bytes that it has read."""
+    """A session with the text that it has not cut yet."""
 
     session: Session
     tail: str = ""
-    read: int = 0
+
+    @property
+    def read(self) -> int:
+        """Bytes of the streams that were read, of all rows."""
+        return sum(row.streamed for row in self.session.read)
 
 
-def save(session: Session, target: str | Path | BinaryIO, tail: str = "", read: int = 0) -> Header:
-    """Write a session (a path: atomically) with `tail`, text that is not cut into pieces, and `read`, bytes.
+def save(session: Session, target: str | Path | BinaryIO, tail: str = "", read: int | None = None) -> Header:
+    """Write a session (a path: atomically) with `tail`, text that is not cut into pieces.
 
-    The live session becomes canonical, so that it goes on as the loaded one does. Raises OSError; UsageError
+    read: bytes of the stream that its one row was read from; None: what every row knows of that. The live
+    session becomes canonical, so that it goes on as the loaded one does. Raises OSError; UsageError
     for a session that no artifact stands behind."""
     model = session.model
     if model is None:
@@ -92,7 +100,7 @@ def save(session: Session, target: str | Path | BinaryIO, tail: str = "", read: 
             tokens=_one_or_all([row.tokens for row in snapshot.read]),
             segments=_one_or_all([row.segments for row in snapshot.read]),
             pending=_one_or_all([len(ids) for ids in snapshot.pending]),
-            bytes=read,
+            bytes=_one_or_all([row.streamed for row in snapshot.read] if read is None else [read]),
         ),
         chain=[row.digest.hex() for row in snapshot.read],
     )
@@ -153,7 +161,7 @@ def opened(
     parts = parts_of(own, found.config, start, found.backbone.dims.width, path)
     snapshot = _snapshot(path, about, parts, found.backbone.dims.vocab)
     session = Session.restored(found.backbone, found.policy, snapshot, history, found)
-    return Opened(session, parts.tail, about.counts.bytes)
+    return Opened(session, parts.tail)
 
 
 def _one_or_all(values: Sequence[int]) -> int | list[int]:
@@ -162,16 +170,14 @@ def _one_or_all(values: Sequence[int]) -> int | list[int]:
 
 def _check_model(path: str, header: Header, about: About, model: Model) -> None:
     """Raise DataError unless the session was made with this model, policy and all."""
-    here, made_with = ModelRef.of(model.backbone), header.model
-    if made_with is None or (made_with.fingerprint, made_with.tokenizer) != (
-        here.fingerprint,
-        here.tokenizer,
-    ):
-        expected = made_with.fingerprint[:12] if made_with else "none"
-        _wrong(path, f"expected a model of fingerprint {expected}, found {here.fingerprint[:12]}")
+    if header.model is None:
+        _wrong(path, f"expected no model, found {model.backbone.name}")
+    header.model.check(model.backbone, path, hint=AGAIN)
+    # both with every key: a file may be older than a key that has a default
+    said = Config.model_validate(about.config).model_dump(mode="json")
     config, width = model.config.model_dump(mode="json"), model.backbone.dims.width
-    if (about.config, about.width) != (config, width):
-        _wrong(path, f"expected width {about.width}, {about.config}, found {width}, {config}")
+    if (said, about.width) != (config, width):
+        _wrong(path, f"expected width {about.width}, {said}, found {width}, {config}")
 
 
 def _about(path: str, header: Header) -> About:
@@ -184,31 +190,34 @@ def _about(path: str, header: Header) -> About:
     if (about.policy, about.segment) != (config.policy, config.segment):
         expected, found = f"{about.policy}, {about.segment}", f"{config.policy}, {config.segment}"
         _wrong(path, f"expected policy and segment {expected}, found {found}")
-    for tokens, segments, pending in zip(*_by_row(path, about), strict=True):
+    for tokens, segments, pending, _ in zip(*_by_row(path, about), strict=True):
         if tokens != segments * about.segment + pending or not 0 <= pending < about.segment:
             _wrong(path, f"{tokens} tokens are not {segments} segments of {about.segment} and {pending}")
     return about
 
 
 def _by_row(path: str, about: About) -> list[list[int]]:
-    """tokens, segments and pending, each a list of all rows."""
+    """tokens, segments, pending and bytes, each a list of all rows."""
     counts = about.counts
     columns = [[x] if isinstance(x, int) else x for x in (counts.tokens, counts.segments, counts.pending)]
+    columns.append([counts.bytes] * len(about.chain) if isinstance(counts.bytes, int) else counts.bytes)
     if any(len(column) != len(about.chain) for column in columns):
         _wrong(path, "its counts are not those of its rows")
     return columns
 
 
 def _snapshot(path: str, about: About, parts: Parts, vocab: int) -> Snapshot:
-    tokens, segments, pending = _by_row(path, about)
+    tokens, segments, pending, streamed = _by_row(path, about)
     rows = len(about.chain)
     if [len(ids) for ids in parts.pending] != pending or {len(parts.history), len(parts.last_BD)} != {rows}:
         _wrong(path, "its ids are not as many as it says")
     if any(not 0 <= i < vocab for ids in (*parts.pending, *parts.history) for i in ids):
         _wrong(path, f"ids are not all from 0 to {vocab - 1}")
     read = tuple(
-        Read(t, s, bytes.fromhex(digest), torch.tensor(ids, dtype=torch.int64))
-        for t, s, digest, ids in zip(tokens, segments, about.chain, parts.history, strict=True)
+        Read(t, s, bytes.fromhex(digest), torch.tensor(ids, dtype=torch.int64), count)
+        for t, s, digest, ids, count in zip(
+            tokens, segments, about.chain, parts.history, streamed, strict=True
+        )
     )
     return Snapshot(parts.state, tuple(map(tuple, parts.pending)), parts.last_BD, read, parts.generator)
 

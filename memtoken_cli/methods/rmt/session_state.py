@@ -18,20 +18,20 @@ from torch import Tensor
 from memtoken_cli.engine import seeds
 from memtoken_cli.methods.rmt.policy import State
 
-HISTORY = 2048  # ids that are kept of a row
-
 
 @dataclass(frozen=True)
 class Read:
     """What a row has read.
 
     tokens: all of them; segments: those in its memory. digest: of the segments' ids, h <- sha256(h || ids as
-    little-endian int32) from 32 zero bytes. newest_T: int64, its last ids, as many as the session keeps."""
+    little-endian int32) from 32 zero bytes. newest_T: int64, its last ids, as many as the session keeps.
+    streamed: bytes of the input that `memtok generate -` has read into it; what Python feeds is none."""
 
     tokens: int = 0
     segments: int = 0
     digest: bytes = bytes(32)
     newest_T: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    streamed: int = 0
 
     def more(self, ids_T: Tensor, tokens: int, history: int) -> Read:
         """After so many tokens, the last of which are ids_T."""

@@ -8,9 +8,7 @@ the pieces that wait: that is what a file holds, whenever it is written.
 from __future__ import annotations
 
 import io
-import resource
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -20,11 +18,12 @@ import torch
 
 from memtoken_cli.data.pieces import Pieces
 from memtoken_cli.data.utf8 import BLOCK, Utf8
+from memtoken_cli.engine import resident
 from memtoken_cli.engine.endless import StreamCall, Streamed
 from memtoken_cli.engine.method import Run
 from memtoken_cli.engine.stopping import Interrupted, Terminated, signals
 from memtoken_cli.io.arriving import arriving
-from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.io.errors import DataError, MemtokError, UsageError, from_os_error
 from memtoken_cli.methods.rmt import session_file
 from memtoken_cli.methods.rmt.generate_config import GenerateKeys
 from memtoken_cli.methods.rmt.sampling import Sampling, sampling
@@ -56,6 +55,7 @@ class Streaming:
         self.waiting: deque[str] = deque()
         self.decoder = Utf8(keys.errors)
         self.before = self.saved = self.began = 0  # bytes and segments of earlier calls, segments on disk
+        self.written: int | None = None  # bytes of this call's input in the file that it wrote, if it did
         self.tokens_in = self.tokens_out = 0
         self.busy = 0.0
 
@@ -199,13 +199,33 @@ class Streaming:
         self.busy += time.perf_counter() - began
 
     def _save(self) -> None:
-        if self.call.out not in (None, "-"):
+        """Raises MemtokError where the file cannot be written: it is the one of before then."""
+        if self.call.out in (None, "-"):
+            return
+        try:
             self._save_to(str(self.call.out))
-            self.saved = self.session.read[0].segments
+        except OSError as error:
+            raise self._unsaved(error) from error
+        self.saved, self.written = self.session.read[0].segments, self.decoder.taken
 
     def _save_to(self, target: str | io.BytesIO) -> None:
         tail = "".join(self.waiting) + self.pieces.rest
         session_file.save(self.session, target, tail, self.before + self.decoder.taken)
+
+    def _unsaved(self, error: OSError) -> MemtokError:
+        """Why the session is not in its file, and how to go on with what is there."""
+        told, out = from_os_error(error), self.call.out
+        told.message = f"{out} is not written: {error.strerror or error}"
+        if isinstance(told, UsageError):
+            return told
+        if self.written is None:
+            same = " on the same input" if self.call.prompt is None else ""
+            told.hint = f"free some space, then run the same command again{same}: no file was changed"
+        elif self.call.prompt is None:
+            told.hint = f"free some space; {out} is the one written last: {self._rest(self.written)}"
+        else:
+            told.hint = f"free some space; the prompt is in {out} already: --memory {out} goes on"
+        return told
 
     def _explain(self, stop: Interrupted) -> None:
         """What was saved, and how to go on."""
@@ -213,10 +233,14 @@ class Streaming:
             return
         stop.message += f", {self.call.out} is written"
         if self.call.prompt is None:
-            stop.hint = (
-                f"{self.decoder.taken} bytes of the input are in it: tail -c +{self.decoder.taken + 1} INPUT "
-                f"| memtok generate - --memory {self.call.out} goes on"
-            )
+            stop.hint = self._rest(self.decoder.taken)
+
+    def _rest(self, taken: int) -> str:
+        """How to read what is behind `taken` bytes of the input."""
+        return (
+            f"{taken} bytes of the input are in it: tail -c +{taken + 1} INPUT "
+            f"| memtok generate - --memory {self.call.out} goes on"
+        )
 
 
 def _check(asked: Callable[[], int]) -> None:
@@ -229,5 +253,4 @@ def _peak(device: torch.device) -> float:
     """MiB that this process had at most; on a GPU, of its memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss: bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return resident.most() / 2**20

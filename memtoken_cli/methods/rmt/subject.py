@@ -13,13 +13,13 @@ from memtoken_cli.data.streams import TAIL, Stream, stream_for
 from memtoken_cli.data.task_config import TaskSection
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import Problems, UsageError
+from memtoken_cli.methods.rmt.config import UNCHANGED
 from memtoken_cli.methods.rmt.controls import CONTROLS, Control
 from memtoken_cli.methods.rmt.exam import Exam
 from memtoken_cli.methods.rmt.model_file import Model
 from memtoken_cli.recipe import strict_yaml
 from memtoken_cli.recipe.explain import explain
 
-WITHOUT_STATE = ("none", "static")
 IN_WORDS = ("babilong", "text")  # tasks that use all of their vocabulary
 
 
@@ -39,7 +39,7 @@ class Subject:
     @property
     def controls(self) -> tuple[Control, ...]:
         """Only the model itself where there is no state to lose."""
-        return ("own",) if self.policy in WITHOUT_STATE else CONTROLS
+        return ("own",) if self.policy in UNCHANGED else CONTROLS
 
     def sizes(self, asked: Sequence[int]) -> tuple[int, ...]:
         """Those asked for, or the task's own."""

@@ -2,7 +2,7 @@
 
 Every token of a window of held-out text is scored, given the real ones before it.
 
-Shape suffixes: B rows, N segments, S tokens of a segment, V vocabulary.
+Shape suffixes: B rows, N segments, n of them at once, S tokens of a segment, V vocabulary.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from memtoken_cli.data.streams import IGNORE, Sequences
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.methods.rmt.controls import Control, boundary
 from memtoken_cli.methods.rmt.cut import cut
+from memtoken_cli.methods.rmt.diagonal import Diagonal
 from memtoken_cli.methods.rmt.exam import Exam, parts
+from memtoken_cli.methods.rmt.policy import State
 from memtoken_cli.metrics import intervals
 
 LOGITS = 2**27  # float32 logits that are held at once
@@ -39,15 +41,21 @@ def windows(stream: Text, segments: int, rows: int) -> Sequences:
 @torch.no_grad()
 def nats(exam: Exam, rows: Sequences, control: Control = "own") -> Tensor:
     """float64 [B,N]: the mean nats of a token in each segment of each row. Rows are of one length."""
-    policy = exam.policy
+    policy, S = exam.policy, exam.config.segment
     between = boundary(control, policy)
-    cuts = cut(rows.length_B, exam.config.segment, exam.config.align)
+    cuts = cut(rows.length_B, S, exam.config.align)
     nats_BN = torch.zeros(len(rows), len(cuts), dtype=torch.float64)
-    at_once = min(exam.batch, max(2, LOGITS // (exam.config.segment * exam.vocabulary)))
+    at_once = min(exam.batch, max(2, LOGITS // (S * exam.vocabulary)))
     for some in parts(torch.arange(len(rows)), at_once):
         part, B = rows[some], len(some)
-        state = policy.start(B)
-        for t in range(len(cuts)):
+        state, first = policy.start(B), 0
+        whole = int((cuts.count_NB[:, 0] == S).long().cumprod(0).sum())
+        if way := exam.together(B, whole, control):
+            for block in torch.arange(whole).split(max(1, LOGITS // (B * S * exam.vocabulary))):
+                told, state = _together(way, part, block, S, state)
+                nats_BN[some[:, None], block] = told
+            first = whole
+        for t in range(first, len(cuts)):
             start, count = int(cuts.start_NB[t, 0]), int(cuts.count_NB[t, 0])
             if t:
                 state = between(state, B)
@@ -60,6 +68,18 @@ def nats(exam: Exam, rows: Sequences, control: Control = "own") -> Tensor:
             loss_BS = cross_entropy(logits_BSV.transpose(1, 2), target_BS, reduction="none")
             nats_BN[some, t] = loss_BS.double().mean(1).cpu()
     return nats_BN
+
+
+def _together(way: Diagonal, part: Sequences, block: Tensor, size: int, state: State) -> tuple[Tensor, State]:
+    """(mean nats [B,n] of n whole segments, the state behind them), many layers at once."""
+    columns = slice(int(block[0]) * size, (int(block[-1]) + 1) * size)
+    ids_BnS, target_BnS = (
+        x[:, columns].unflatten(1, (-1, size)).to(state[0].device) for x in (part.ids_BT, part.target_BT)
+    )
+    logits, state = way.logits(ids_BnS, state, torch.ones_like(ids_BnS, dtype=torch.bool))
+    assert logits is not None
+    loss = cross_entropy(logits, target_BnS.flatten(), reduction="none")
+    return loss.view(target_BnS.shape).double().mean(2).cpu(), state
 
 
 @dataclass(frozen=True)

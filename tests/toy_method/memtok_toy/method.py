@@ -12,16 +12,8 @@ from memtok_toy import SPEC
 from memtok_toy.config import Config
 from memtoken_cli.data.shots import Shots
 from memtoken_cli.engine.memory import Memory, Tokens
-from memtoken_cli.engine.method import (
-    Answer,
-    BankCall,
-    Budget,
-    GenerateOptions,
-    Made,
-    Run,
-    SegmentCall,
-    Segmented,
-)
+from memtoken_cli.engine.method import Answer, BankCall, Budget, GenerateOptions, Made, Run
+from memtoken_cli.engine.segmenting import SegmentCall, Segmented
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.recipe.schema import Recipe
 
