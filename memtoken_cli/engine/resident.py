@@ -30,7 +30,7 @@ def above() -> Callable[[], int | None]:
 
     Where the system cannot begin anew, None unless more was held than ever before."""
     _give_back()
-    anew = _forget()
+    anew = forget()
     before = most()
     held = _status("VmRSS") or before
 
@@ -41,6 +41,15 @@ def above() -> Callable[[], int | None]:
     return peak
 
 
+def forget() -> bool:
+    """Let the system count the most from here; whether it can."""
+    try:
+        CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def _status(name: str) -> int | None:
     try:
         text = STATUS.read_text()
@@ -48,15 +57,6 @@ def _status(name: str) -> int | None:
         return None
     found = re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)
     return int(found[1]) * 1024 if found else None
-
-
-def _forget() -> bool:
-    """Let the system count the most from here; whether it can."""
-    try:
-        CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def _give_back() -> None:

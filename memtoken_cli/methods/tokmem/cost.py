@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-CLEAR = Path("/proc/self/clear_refs")
-STATUS = Path("/proc/self/status")
+from memtoken_cli.engine import resident
 
 
 @dataclass
@@ -32,7 +29,7 @@ def metered(device: torch.device) -> Iterator[Cost]:
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        _forget()
+        resident.forget()
     start = time.perf_counter()
     try:
         yield cost
@@ -40,23 +37,4 @@ def metered(device: torch.device) -> Iterator[Cost]:
         if gpu:
             torch.cuda.synchronize(device)
         cost.seconds = time.perf_counter() - start
-        cost.peak_bytes = torch.cuda.max_memory_allocated(device) if gpu else _resident()
-
-
-def _forget() -> None:
-    """Let the system count the peak from here (Linux only)."""
-    try:
-        CLEAR.write_text("5")
-    except OSError:
-        return
-
-
-def _resident() -> int:
-    try:
-        lines = STATUS.read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        cost.peak_bytes = torch.cuda.max_memory_allocated(device) if gpu else resident.most()

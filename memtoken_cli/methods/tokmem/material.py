@@ -50,8 +50,7 @@ def material(
     found = procedures_of(data, None if prompts is None else fits(prompts, longest))
     if found.dropped:
         note(f"{found.dropped} training samples left out: their input is a test's too")
-    if found.skipped:
-        note(f"{len(found.skipped)} bad records left out, first {found.skipped[0]}")
+    _count(found.skipped, note)
     return Material(
         found.items,
         tuple(blocks_of(data.blocks, len(found.items))),
@@ -64,7 +63,7 @@ def material(
 def fitting(found: Material, prompts: Prompts, longest: int, note: Callable[[str], None]) -> Material:
     """Without samples that are too long, which are counted."""
     check = fits(prompts, longest)
-    skipped = list(found.skipped)
+    skipped: list[str] = []
 
     def left(p: Procedure, samples: Sequence[Sample]) -> tuple[Sample, ...]:
         faults = [check(p.instruction, sample) for sample in samples]
@@ -72,10 +71,13 @@ def fitting(found: Material, prompts: Prompts, longest: int, note: Callable[[str
         return tuple(s for s, f in zip(samples, faults, strict=True) if f is None)
 
     kept = tuple(replace(p, train=left(p, p.train), val=left(p, p.val)) for p in found.procedures)
-    if len(skipped) > len(found.skipped):
-        new = skipped[len(found.skipped) :]
-        note(f"{len(new)} bad records left out, first {new[0]}")
-    return replace(found, procedures=kept, skipped=tuple(skipped))
+    _count(skipped, note)
+    return replace(found, procedures=kept, skipped=(*found.skipped, *skipped))
+
+
+def _count(skipped: Sequence[str], note: Callable[[str], None]) -> None:
+    if skipped:
+        note(f"{len(skipped)} bad records left out, first {skipped[0]}")
 
 
 def procedures_of(data: DataConfig, check: Callable[[str, Sample], str | None] | None = None) -> Procedures:
