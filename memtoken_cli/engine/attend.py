@@ -157,7 +157,7 @@ def naive(site: Site, kv: LayerKV, hidden: Hidden | None = None) -> Tensor:
     outs, weights = [], []
     for n, (k_MD, v_MD, bias_M, pos_M) in enumerate(kv.heads()):
         heads = slice(n * G, n * G + G)
-        logits = site.memory_logits(q_HFD[heads], k_MD, _either(site, n, pos_M, hidden, 0, F), bias_M)
+        logits = site.memory_logits(q_HFD[heads], k_MD, unseen(site, n, pos_M, hidden, 0, F), bias_M)
         parts = [logits, own_HFU[heads]]
         if site.sink_H is not None:
             parts.append(site.sink_H[heads, None, None].float().expand(-1, F, 1))
@@ -191,7 +191,7 @@ def attend(site: Site, kv: LayerKV, hidden: Hidden | None = None) -> Tensor:
         for n in [slice(0, len(memory))] if together else [slice(n, n + 1) for n in range(len(memory))]:
             part = memory[n]
             k_MD, bias_M, pos_M = part[0][0], part[0][2], part[0][3]
-            out_of_sight = _either(site, n.start, pos_M, hidden, start, stop)
+            out_of_sight = unseen(site, n.start, pos_M, hidden, start, stop)
             seen_FM = own_mask.new_ones(stop - start, len(k_MD)) if out_of_sight is None else ~out_of_sight
             mask = torch.cat([own_mask, seen_FM], 1)
             if bias_M is not None:
@@ -212,14 +212,15 @@ def attend(site: Site, kv: LayerKV, hidden: Hidden | None = None) -> Tensor:
     return site.place(torch.cat(outs, 1))
 
 
-def _either(
+def unseen(
     site: Site, n: int, pos_M: Tensor | None, hidden: Hidden | None, start: int, stop: int
 ) -> Tensor | None:
+    """True where these queries do not see a token of head n: too far for the window, or hidden."""
     far = site.far_FM(pos_M, start, stop)
     if hidden is None:
         return far
-    unseen = hidden(site.layer, n, start, stop)
-    return unseen if far is None else unseen | far
+    behind = hidden(site.layer, n, start, stop)
+    return behind if far is None else behind | far
 
 
 @dataclass

@@ -5,8 +5,11 @@ import torch
 from tiny_prompt import FAMILIES, LABELS, family, records, referred, rendered, shots
 
 from memtoken_cli.data.shots import shots_of
+from memtoken_cli.engine.attend import naive, unseen
+from memtoken_cli.engine.backbone import hides
 from memtoken_cli.engine.leave_one_out import twins
 from memtoken_cli.engine.memory import LayerKV, Layers
+from memtoken_cli.methods.compact.reference import ANSWERS
 from memtoken_cli.methods.compact.score import Score
 
 families = pytest.mark.parametrize("name", FAMILIES)
@@ -39,12 +42,14 @@ def output_weight(backbone, number):
 
 @families
 def test_scores_are_the_plain_loops(name):
-    """mean_i A_ij^2 * mean_g |W_O v_j|^2, one query and one token at a time."""
+    """mean_i w_i A_ij^2 * mean_g |W_O v_j|^2, one query and one token at a time."""
     backbone, reference = family(name), referred(family(name), most=3)
     memory = backbone.prefill(rendered(backbone).ids)
     found, _ = scored(backbone, memory, reference)
     for number, (score_NT, site) in enumerate(zip(found.score_LNT(), found.sites, strict=True)):
         kv, G, D = memory.layers[number], site.groups, backbone.dims.head_dim
+        depth = (number + 1) / len(memory.layers)
+        weights = [ANSWERS**depth if answer else 1.0 for answer in reference.answer_F.tolist()]
         w_ED = output_weight(backbone, number).double()
         for n, (k_TD, v_TD, _, pos_T) in enumerate(kv.heads()):
             total_T = torch.zeros(len(k_TD), dtype=torch.float64)
@@ -59,13 +64,44 @@ def test_scores_are_the_plain_loops(name):
                         logit_T = site.softcap * (logit_T / site.softcap).tanh()
                     count += 1
                     if not unseen_T.all():
-                        total_T += logit_T.masked_fill(unseen_T, float("-inf")).softmax(0) ** 2
+                        weight_T = logit_T.masked_fill(unseen_T, float("-inf")).softmax(0)
+                        total_T += weights[i] * weight_T**2 * len(weights) / sum(weights)
             adds_T = torch.zeros_like(total_T)
             for g in range(G):
                 h = n * G + g
                 adds_T += (v_TD.double() @ w_ED[:, h * D : h * D + D].T).square().sum(1) / G
             expected_T = total_T / count * adds_T
             torch.testing.assert_close(score_NT[n].double(), expected_T, atol=1e-7, rtol=2e-3)
+
+
+@families
+def test_what_queries_were_told_is_the_plain_softmax(name):
+    """Queries, mass and answers of each layer, so that a fit need not read the whole prompt again."""
+    backbone, reference = family(name), referred(family(name), most=3)
+    memory = backbone.prefill(rendered(backbone).ids)
+    found, _ = scored(backbone, memory, reference)
+    hidden = hides(reference.hidden_FT, memory)
+    for site, told in zip(found.sites, found.told, strict=True):
+        assert torch.equal(told.q_HFD, site.q_HFD)
+        plain = naive(site, memory.layers[site.layer], hidden)[0].transpose(0, 1)
+        torch.testing.assert_close(told.answer_HFD, plain, atol=1e-5, rtol=1e-4)
+        for n, (k_TD, _, _, pos_T) in enumerate(memory.layers[site.layer].heads()):
+            heads = slice(n * site.groups, (n + 1) * site.groups)
+            walls = unseen(site, n, pos_T, hidden, 0, site.q_HFD.shape[1])
+            mass_GF = site.memory_logits(site.q_HFD[heads], k_TD, walls).logsumexp(-1)
+            torch.testing.assert_close(told.mass_HF1[heads, :, 0], mass_GF, atol=1e-5, rtol=1e-4)
+
+
+def test_answers_weigh_most_at_the_last_layer_and_nothing_weighs_more_in_a_repetition():
+    backbone = family("gqa")
+    reference = referred(backbone)
+    for depth in (0.25, 1.0):
+        weight_F = reference.weight_F(depth)
+        assert float(weight_F.mean()) == pytest.approx(1, abs=1e-6)
+        ratio = weight_F[reference.answer_F].unique() / weight_F[~reference.answer_F].unique()
+        assert ratio.tolist() == pytest.approx([ANSWERS**depth], rel=1e-5)
+    repeated = referred(backbone, shots_of(records(1) * 3))
+    assert repeated.answer_F.any() and torch.equal(repeated.weight_F(1.0), torch.ones(len(repeated.answer_F)))
 
 
 @families

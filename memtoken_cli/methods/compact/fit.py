@@ -1,11 +1,12 @@
 """Values (and masses) that make the kept keys answer as the whole prompt did.
 
 On-policy and in one forward: at each layer the queries are those of a model that already reads the
-compacted earlier layers, so that later layers repair what earlier ones lost.
+compacted earlier layers, and what they are to hear is what the whole prompt told at that layer, so that
+later layers repair what earlier ones lost.
 
-Shape suffixes: F query tokens laid flat, R = F times the group's heads, f a few of F, T prompt
-tokens, M kept tokens of a head, P those of them that are fitted, N key/value heads, G query heads of each,
-D head width, U own tokens.
+Shape suffixes: F query tokens laid flat, R = F times the group's heads, T prompt tokens, M kept tokens of
+a head, P those of them that are fitted, N key/value heads, G query heads of each, D head width, U own
+tokens.
 """
 
 from dataclasses import dataclass, field
@@ -13,11 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...engine.attend import Packing, Site, attend
+from ...engine import precision
+from ...engine.attend import Packing, Site, unseen
 from ...engine.backbone import hides
 from ...engine.memory import LayerKV, Layers
+from .pick import ROWS, pick
 from .reference import Reference
-from .view import View, own
+from .score import Told
+from .view import own
 
 RIDGE = 1e-3
 COMMON = 0.5  # of the queries' variance about zero
@@ -25,14 +29,72 @@ FITTED = 512  # kept tokens of a head; beyond them a fit costs its square, and g
 
 
 @dataclass
+class Head:
+    """One key/value head, its `query` heads laid flat, at a layer whose memory is being made.
+
+    told: what the undisturbed queries were; own: log mass and answer of the queries' own rows; weight_F: how
+    much each counts; unseen_FM: who must not look at which of the keys asked for. step: of the queries only
+    every step-th."""
+
+    site: Site
+    n: int
+    told: Told
+    own_HF: Tensor
+    own_HFD: Tensor
+    weight_F: Tensor
+    unseen_FM: Tensor | None
+    step: int = 1
+
+    def of(self, x_HF: Tensor) -> Tensor:
+        """Of [H,F,...] this head's part, flat: [R,...]."""
+        G = self.site.groups
+        return x_HF[self.n * G : self.n * G + G, :: self.step].flatten(0, 1)
+
+    @property
+    def root_R1(self) -> Tensor:
+        return self.weight_F[:: self.step].sqrt().repeat(self.site.groups)[:, None]
+
+    def logits(self, q_HFD: Tensor, k_MD: Tensor, bias_M: Tensor | None = None) -> Tensor:
+        """float32 [R,M], -inf where a query must not look."""
+        G, unseen_FM = self.site.groups, self.unseen_FM
+        with precision.matmul(self.site.q_BHTD.dtype):
+            logits_GFM = self.site.memory_logits(
+                q_HFD[self.n * G : self.n * G + G, :: self.step],
+                k_MD,
+                None if unseen_FM is None else unseen_FM[:: self.step],
+                bias_M,
+            )
+        return logits_GFM.flatten(0, 1)
+
+    def weights(self, k_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """What keys weigh in units of the prompt's mass [R,M], and the log of that mass [R,1].
+
+        It moves as the mass of these keys does: the others are not asked again."""
+        now_RM, then_RM = self.logits(self.site.q_HFD, k_MD), self.logits(self.told.q_HFD, k_MD)
+        moved_R1 = now_RM.logsumexp(-1, keepdim=True) - then_RM.logsumexp(-1, keepdim=True)
+        mass_R1 = self.of(self.told.mass_HF1) + moved_R1.nan_to_num(0.0)
+        return (now_RM - mass_R1).exp().nan_to_num(0.0), mass_R1
+
+    def problem(self, M_RM: Tensor, mass_R1: Tensor, whole: Tensor | float) -> tuple[Tensor, Tensor]:
+        """`in_context` for these weights, the memory's mass taken as `whole`."""
+        own_R1 = (self.of(self.own_HF)[:, None] - mass_R1).exp().nan_to_num(0.0, 1.0)
+        told_RD, own_RD = self.of(self.told.answer_HFD).float(), self.of(self.own_HFD)
+        return in_context(M_RM, told_RD, own_R1, own_RD, whole)
+
+
+@dataclass
 class Fit:
-    """A reader that compacts each layer when its turn comes, then attends to what it made."""
+    """A reader that compacts each layer when its turn comes, and goes on with what it made.
+
+    keep: tokens of a head, of those that are `chosen`; None: all of them."""
 
     memory: Layers
     chosen: list[list[Tensor]]
+    told: list[Told]
     reference: Reference
     packing: Packing | None
     position_BT: Tensor | None
+    keep: int | None = None
     bias: bool = False
     store: torch.dtype = torch.bfloat16
     layers: list[LayerKV] = field(default_factory=list)
@@ -40,67 +102,88 @@ class Fit:
 
     def __post_init__(self) -> None:
         hidden_FT = self.reference.hidden_FT.to(self.memory.layers[0].k_XD.device)
-        self.hidden = hides(hidden_FT, self.memory)
         self.hidden_kept = hides(hidden_FT, self.memory, self.chosen)
 
     def __call__(self, site: Site) -> Tensor:
-        whole, G = self.memory.layers[site.layer], site.groups
-        view, (own_HF, own_HFD) = View(site, whole, self.hidden), own(site)
-        keys, values, biases = [], [], []
-        error = norm = 0.0
-        for n, (k_TD, v_TD, *_) in enumerate(whole.heads()):
-            heads, kept_M, v_TD = slice(n * G, n * G + G), self.chosen[site.layer][n], v_TD.float()
-            found = []
-            for mass_Gf1, A_GfT in view.tiles(n, k_TD):
-                # gather, not indexing: five times faster on a CPU
-                M_GfM = A_GfT.gather(-1, kept_M.expand(*A_GfT.shape[:2], -1))
-                found.append((mass_Gf1, M_GfM, A_GfT @ v_TD))
-            mass_R1, M_RM, Y_RD = (torch.cat(part, 1).flatten(0, 1) for part in zip(*found, strict=True))
-            own_R1 = (own_HF[heads].flatten()[:, None] - mass_R1).exp().nan_to_num(0.0, 0.0, 0.0)
-            own_RD, v_MD, k_MD = own_HFD[heads].flatten(0, 1), v_TD[kept_M], k_TD[kept_M]
-            # nothing dropped, nothing to stand for
-            some_P = strongest(M_RM, FITTED if len(kept_M) < len(k_TD) else 0)
-            M_RP, v_PD = M_RM.gather(1, some_P.expand(len(M_RM), -1)), v_MD[some_P]
-            still_R1 = M_RM.sum(-1, keepdim=True) - M_RP.sum(-1, keepdim=True)
-            still_RD = M_RM @ v_MD - M_RP @ v_PD
-            beta_P = mass(M_RP, 1 - still_R1).log()
-            if self.bias:
-                biases.append(beta_P.new_zeros(len(kept_M)).index_copy(0, some_P, beta_P))
-                M_RP = M_RP * beta_P.exp()
-            elif site.softcap is None:
-                shift_PD, gain_RP = folded(site.q_HFD[heads].flatten(0, 1).float() * site.scaling, beta_P)
-                M_RP, k_MD = M_RP * gain_RP, k_MD.float().index_add(0, some_P, shift_PD)
-            keys.append(k_MD.to(self.store))
-            norm += float((Y_RD / (1 + own_R1)).square().sum())
-            X_RP, Y_RD = in_context(M_RP, Y_RD, own_R1, own_RD, still_R1, still_RD)
-            rest_RD = Y_RD - X_RP @ v_PD
-            delta_PD = solve(X_RP, rest_RD, RIDGE)
-            values.append(v_MD.index_add(0, some_P, delta_PD).to(self.store))
-            error += float((rest_RD - X_RP @ delta_PD).square().sum())
+        whole, told = self.memory.layers[site.layer], self.told[site.layer]
+        own_HF, own_HFD = own(site)
+        weight_F = self.reference.weight_F((site.layer + 1) / len(self.told)).to(own_HF.device)
+
+        def head(n: int, pos_M: Tensor | None, step: int = 1) -> Head:
+            unseen_FM = unseen(site, n, pos_M, self.hidden_kept, 0, len(weight_F))
+            return Head(site, n, told, own_HF, own_HFD, weight_F, unseen_FM, step)
+
+        if self.keep is not None:
+            step = max(1, site.groups * len(weight_F) // ROWS)
+            for n, (k_CD, v_CD, _, pos_C) in enumerate(whole.take(self.chosen[site.layer]).heads()):
+                if len(k_CD) > self.keep:
+                    picked_M = self._picked(head(n, pos_C, step), k_CD, v_CD.float(), self.keep)
+                    self.chosen[site.layer][n] = self.chosen[site.layer][n][picked_M]
         kept = whole.take(self.chosen[site.layer])
+        keys, values, biases, answers = [], [], [], []
+        error = norm = 0.0
+        for n, (k_MD, v_MD, _, pos_M) in enumerate(kept.heads()):
+            made = self._made(head(n, pos_M), k_MD, v_MD.float(), len(k_MD) < whole.sizes[n])
+            keys.append(made.k_MD)
+            values.append(made.v_MD)
+            biases += [made.bias_M] if made.bias_M is not None else []
+            told_RD = told.answer_HFD[n * site.groups : (n + 1) * site.groups].float()
+            missed_GFD = made.missed_RD.view_as(told_RD)
+            answers.append(told_RD - missed_GFD)
+            norm += float(told_RD.square().sum())
+            error += float(missed_GFD.square().sum())
         bias_X = torch.cat(biases) if self.bias else None
         self.layers.append(LayerKV(torch.cat(keys), torch.cat(values), kept.sizes, bias_X, kept.pos_X))
         self.errors.append(error / max(norm, 1e-30))
-        return attend(site, self.layers[-1], self.hidden_kept)
+        return site.place(torch.cat(answers).to(site.q_BHTD.dtype))
+
+    def _picked(self, head: Head, k_CD: Tensor, v_CD: Tensor, keep: int) -> Tensor:
+        X_RC, Y_RD = head.problem(*head.weights(k_CD), 1.0)
+        return pick(X_RC * head.root_R1, Y_RD * head.root_R1, v_CD, keep, RIDGE)
+
+    def _made(self, head: Head, k_MD: Tensor, v_MD: Tensor, dropped: bool) -> "Entry":
+        root_R1, (M_RM, mass_R1) = head.root_R1, head.weights(k_MD)
+        # nothing dropped, nothing to stand for
+        some_P = strongest(M_RM, FITTED if dropped else 0)
+        M_RP = M_RM.gather(1, some_P.expand(len(M_RM), -1))
+        lacking_R1 = 1 - (M_RM.sum(-1, keepdim=True) - M_RP.sum(-1, keepdim=True))
+        beta_P = mass(M_RP * root_R1, lacking_R1 * root_R1).log()
+        bias_M = None
+        if self.bias:
+            bias_M = beta_P.new_zeros(len(k_MD)).index_copy(0, some_P, beta_P)
+        elif head.site.softcap is None:
+            shift_PD = folded(head.of(head.site.q_HFD).float() * head.site.scaling, beta_P)
+            k_MD = k_MD.float().index_add(0, some_P, shift_PD)
+        k_MD = k_MD.to(self.store)
+        M_RM = (head.logits(head.site.q_HFD, k_MD, bias_M) - mass_R1).exp().nan_to_num(0.0)
+        X_RM, Y_RD = head.problem(M_RM, mass_R1, M_RM.sum(-1, keepdim=True))
+        X_RP = X_RM.gather(1, some_P.expand(len(X_RM), -1))
+        delta_PD = solve(X_RP * root_R1, (Y_RD - X_RM @ v_MD) * root_R1, RIDGE)
+        v_MD = v_MD.index_add(0, some_P, delta_PD).to(self.store)
+        return Entry(k_MD, v_MD, bias_M, Y_RD - X_RM @ v_MD.float())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a head keeps, and what its queries then miss of what they were told, [R,D]."""
+
+    k_MD: Tensor
+    v_MD: Tensor
+    bias_M: Tensor | None
+    missed_RD: Tensor
 
 
 def in_context(
-    M_RM: Tensor,
-    Y_RD: Tensor,
-    own_R1: Tensor,
-    own_RD: Tensor,
-    still_R1: Tensor | float = 0.0,
-    still_RD: Tensor | float = 0.0,
+    M_RM: Tensor, told_RD: Tensor, own_R1: Tensor, own_RD: Tensor, whole: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """The exact linear problem when memory shares its softmax with the query's own tokens.
 
-    M: unnormalised weights of the keys whose values are sought, in units of the prompt's mass, Y: what the
-    prompt alone answers, own: the own tokens' mass in the same units, and their answer; still: the mass s of
-    kept keys that stay as they are, and what they add. The whole answers (Y + own a)/(1 + own), the memory
-    (M C + still + own a)/(sum M + s + own); X C = Y' makes them equal."""
-    share_R1 = 1 / (M_RM.sum(-1, keepdim=True) + still_R1 + own_R1).clamp(min=1e-12)
-    whole_RD = (Y_RD + own_R1 * own_RD) / (1 + own_R1)
-    return M_RM * share_R1, whole_RD - share_R1 * (own_R1 * own_RD + still_RD)
+    M: unnormalised weights of the kept keys in units of the prompt's mass, whole: the memory's mass (sum M;
+    1, the prompt's, while keys are only candidates), told: what prompt and own tokens answered together, own:
+    the own tokens' mass in the same units, and their answer. The memory answers (M C + own a)/(whole + own);
+    X C = Y makes that what was told."""
+    share_R1 = 1 / (whole + own_R1).clamp(min=1e-12)
+    return M_RM * share_R1, told_RD - share_R1 * own_R1 * own_RD
 
 
 def strongest(M_RM: Tensor, most: int) -> Tensor:
@@ -111,17 +194,15 @@ def strongest(M_RM: Tensor, most: int) -> Tensor:
     return norm_M.topk(most).indices.sort().values
 
 
-def folded(q_RD: Tensor, beta_M: Tensor) -> tuple[Tensor, Tensor]:
-    """A bias without a place of its own: what to add to the keys [M,D], and by how much each (scaled) query
-    then weighs each key more [R,M].
+def folded(q_RD: Tensor, beta_M: Tensor) -> Tensor:
+    """A bias without a place of its own: what to add to the keys, [M,D], for (scaled) queries q.
 
     Queries of a head share a large mean, so that a key moved by beta along the direction that all of them
     have in common gains about beta in its logit. Nothing moves where they have little in common."""
     unit_D = solve(q_RD, q_RD.new_ones(len(q_RD), 1), 1e-3)[:, 0]
-    heard_R = q_RD @ unit_D
-    if heard_R.mean() < COMMON:
+    if (q_RD @ unit_D).mean() < COMMON:
         beta_M = torch.zeros_like(beta_M)
-    return beta_M[:, None] * unit_D, (heard_R[:, None] * beta_M).exp()
+    return beta_M[:, None] * unit_D
 
 
 def solve(X_RM: Tensor, Y_RD: Tensor, ridge: float) -> Tensor:

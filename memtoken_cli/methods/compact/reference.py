@@ -18,19 +18,30 @@ from ...engine.packed import Packed
 
 REPEAT = "\n\nRepeat the text above:\n\n"
 PIECE, REPEATED = 256, 17
-LEAST, SHARE = 832, 0.2
+LEAST, SHARE = 832, 0.25
+ANSWERS = 30  # how much more the places of answers weigh, at the last layer
 
 
 @dataclass
 class Reference:
     """packed: the rows, at positions after the prompt. hidden_ST: prompt tokens a row must not see
     (its own copy and its twins). answer_F: True where the next token belongs to the answer.
-    shots: which of the prompt's the rows are, where they are shots."""
+    shots: which of the prompt's the rows are, where they are shots. even: all tokens count alike."""
 
     packed: Packed
     hidden_ST: Tensor
     answer_F: Tensor
     shots: tuple[int, ...] = ()
+    even: bool = False
+
+    def weight_F(self, depth: float) -> Tensor:
+        """How much each token counts at a layer of this depth (the last one's is 1), one on average.
+
+        Of what the last layer says only answers are heard; early ones serve every later token."""
+        if self.even:
+            return torch.ones(len(self.answer_F))
+        weight_F = torch.where(self.answer_F, float(ANSWERS) ** depth, 1.0)
+        return weight_F / weight_F.mean()
 
     @property
     def hidden_FT(self) -> Tensor:
@@ -94,7 +105,8 @@ def reference(
     if queries == "repeat":
         ids = _repeated(backbone, rendered)
         # the last tokens of a piece have the most of it to go by
-        return _rows(ids, t, [(max(len(row) - REPEATED, 0), len(row) - 1) for row in ids])
+        rows = _rows(ids, t, [(max(len(row) - REPEATED, 0), len(row) - 1) for row in ids])
+        return replace(rows, even=True)
     if queries != "shots":
         return given(backbone, template, queries, t, most)
     return asked(rendered, shots, _balanced(shots, rendered, most, tokens, generator))

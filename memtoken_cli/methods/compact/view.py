@@ -1,4 +1,4 @@
-"""What reference queries see at one layer: the whole prompt, and their own row. Shared by score and fit.
+"""What reference queries see at one layer: the whole prompt, and their own row.
 
 Shape suffixes: F query tokens of all rows laid flat, f a few of them, T prompt tokens, H query heads,
 G query heads of a key/value head, D head width.

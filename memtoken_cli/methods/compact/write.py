@@ -12,6 +12,7 @@ from ...engine.memory import Layers
 from .budget import adaptive, uniform
 from .config import Config
 from .fit import Fit
+from .pick import candidates
 from .reference import Reference
 from .score import Score
 
@@ -39,7 +40,7 @@ def write(backbone: CausalLM, full: Layers, reference: Reference, slots: int, co
     score_LNT = score.score_LNT()
     scored = time.perf_counter()
     if config.budget == "uniform":
-        chosen = uniform(score_LNT, slots)
+        chosen = uniform(score_LNT, candidates(slots))
     else:
         chosen = adaptive(
             score_LNT, slots, share="layer" if config.budget == "adaptive" else "head", cap=config.cap
@@ -47,9 +48,11 @@ def write(backbone: CausalLM, full: Layers, reference: Reference, slots: int, co
     fit = Fit(
         full,
         chosen,
+        score.told,
         reference,
         packing,
         position_BT,
+        keep=slots if config.budget == "uniform" else None,
         bias=config.bias == "mass",
         store=getattr(torch, config.dtype),
     )
@@ -59,4 +62,4 @@ def write(backbone: CausalLM, full: Layers, reference: Reference, slots: int, co
         "fit_error": [round(error, 5) for error in fit.errors],
         "seconds": {"score": round(scored - clock, 3), "fit": round(done - scored, 3)},
     }
-    return Written(Layers(tuple(fit.layers), full.next_position), chosen, teacher_WV, report)
+    return Written(Layers(tuple(fit.layers), full.next_position), fit.chosen, teacher_WV, report)
