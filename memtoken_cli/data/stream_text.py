@@ -5,13 +5,16 @@ named. The text is cut into pieces (pieces.py) and each is tokenised alone, so i
 reads from the same text. The last share of the tokens is the validation part and no window of training
 reaches into it.
 
-Shape suffixes: B rows, T tokens of a row, D documents, K tokens of the text.
+A new model reads bytes, or whole words: what stands between white space, which is dropped.
+
+Shape suffixes: B rows, T tokens of a row, D documents, K tokens of the text, W different words of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -24,7 +27,7 @@ from torch import Tensor
 from memtoken_cli.data.byte_words import BYTE_WORDS, byte_ids
 from memtoken_cli.data.pieces import cut
 from memtoken_cli.data.spelling import plain_ids
-from memtoken_cli.data.streams import IGNORE, PAD, Sequences, at_least_one
+from memtoken_cli.data.streams import HEAD, IGNORE, PAD, TAIL, Sequences, at_least_one, vocabulary
 from memtoken_cli.data.task_config import TaskSection, Unit
 from memtoken_cli.data.utf8 import read_text
 from memtoken_cli.io.errors import DataError, UsageError
@@ -33,6 +36,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOGETHER = 1024  # pieces that are tokenised in one call
+# white space as tokenizers have it: Unicode's, without the four separators that Python adds
+_WORD = re.compile(r"[\S\x1c-\x1f]+")
+
+Encode = Callable[[Sequence[str]], list[NDArray[np.int32]]]
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,10 @@ class Text:
     """The task. Every token of a window is scored but the first, which is only read.
 
     Args:
-        task: its document_break, validation and segments.
+        task: its document_break, validation, segments and words.
         segment: tokens of a segment.
         seed: unused; what is random is `draw`'s.
-        tokenizer: None: bytes, as BYTE_WORDS numbers them.
+        tokenizer: None: bytes, as BYTE_WORDS numbers them, or the task's number of words.
         path: a UTF-8 file, or a folder whose files are read in the order of their names.
 
     Raises DataError: no such file, not UTF-8, too short for a window of the task's segments; UsageError where
@@ -87,15 +94,23 @@ class Text:
         if path is None:
             raise UsageError("the task text needs a text", hint="data.path=FILE, any UTF-8 file or a folder")
         self._segment, self._segments, self._path = segment, task.segments or 1, path
-        self._bytes = tokenizer is None
-        documents = [_ids(parts, tokenizer) for parts in _documents(path, task.document_break)]
+        found: dict[str, int] = {}
+        encode = _encode(tokenizer, found if task.words else None)
+        documents = [_ids(parts, encode) for parts in _documents(path, task.document_break)]
         self.training, self.validation = _split(documents, task.validation or 0.0)
+        self._words = BYTE_WORDS if tokenizer is None else ()
+        if tokenizer is None and task.words:
+            self._words, place_W = _most_frequent(found, self.training, task.words)
+            ids_K = place_W[self.training.ids_K]
+            self.training, self.validation = (
+                replace(part, ids_K=ids_K) for part in (self.training, self.validation)
+            )
         self._check(self.training, self._segments, "training")
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
-        """BYTE_WORDS; empty where the tokenizer is another one."""
-        return BYTE_WORDS if self._bytes else ()
+        """BYTE_WORDS, or the words; empty where a tokenizer was given."""
+        return self._words
 
     def size(self) -> int:
         return self._segments
@@ -203,15 +218,38 @@ def _documents(path: str | Path, mark: str | None) -> Iterator[Iterable[str]]:
         yield from ([text] for text in "".join(read_text(file)).split(mark) if text)
 
 
-def _ids(parts: Iterable[str], tokenizer: PreTrainedTokenizerBase | None) -> NDArray[np.int32]:
+def _encode(tokenizer: PreTrainedTokenizerBase | None, found: dict[str, int] | None) -> Encode:
+    """How pieces become ids: by the tokenizer, by `found` (words, numbered as they come first), or bytes."""
+    if tokenizer is not None:
+        return lambda pieces: [np.asarray(ids, np.int32) for ids in plain_ids(tokenizer, pieces)]
+    if found is None:
+        return lambda pieces: [byte_ids(piece) for piece in pieces]
+    return lambda pieces: [
+        np.array([found.setdefault(word, len(found)) for word in _WORD.findall(piece)], np.int32)
+        for piece in pieces
+    ]
+
+
+def _ids(parts: Iterable[str], encode: Encode) -> NDArray[np.int32]:
     found = [np.zeros(0, np.int32)]
     left = cut(parts)
     while pieces := list(islice(left, TOGETHER)):
-        if tokenizer is None:
-            found += [byte_ids(piece) for piece in pieces]
-        else:
-            found += [np.asarray(ids, np.int32) for ids in plain_ids(tokenizer, pieces)]
+        found += encode(pieces)
     return np.concatenate(found)
+
+
+def _most_frequent(
+    found: dict[str, int], training: Part, words: int
+) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+    """(the vocabulary of the most frequent words, ties in alphabetical order, and the ids place_W of all that
+    were found). A special word that is written out in the text is that word."""
+    count_W = np.bincount(training.ids_K[: training.stop_D.max(initial=0)], minlength=len(found))
+    own = [word for word, i in found.items() if count_W[i] and word not in (*HEAD, *TAIL)]
+    own.sort(key=lambda word: (-count_W[found[word]], word))
+    all_words = vocabulary(*own[:words])
+    place = {word: i for i, word in enumerate(all_words)}
+    unknown = place[TAIL[1]]
+    return all_words, np.array([place.get(word, unknown) for word in found], np.int32)
 
 
 def _split(documents: list[NDArray[np.int32]], validation: float) -> tuple[Part, Part]:

@@ -25,7 +25,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "recall": {"count": 2, "keys": 4, "values": 8, "noise": 16, "segments": 6},
     "quadratic": {"bound": 100, "scale": 10, "no_root": 0.2},
     "babilong": {"facts": None, "background": None, "questions": ("qa1",), "segments": 6},
-    "text": {"document_break": None, "validation": 0.05, "segments": 8},
+    "text": {"document_break": None, "validation": 0.05, "segments": 8, "words": None},
 }
 
 
@@ -45,6 +45,8 @@ class TaskSection(Section):
         their facts in, both made from the seed where None; which questions are asked.
         document_break, validation: text (None, 0.05): the line between documents; the last share of the file
         that is not trained on.
+        words: text (None): a new model reads whole words, this many of the most frequent ones, instead of
+        bytes.
     """
 
     name: Name = "copy"
@@ -67,6 +69,7 @@ class TaskSection(Section):
     questions: tuple[str, ...] | None = Field(default=None, min_length=1)
     document_break: str | None = Field(default=None, min_length=1)
     validation: float | None = Field(default=None, gt=0, lt=1)
+    words: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod

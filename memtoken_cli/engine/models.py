@@ -16,6 +16,7 @@ from memtoken_cli.io.progress import silence_third_party
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedConfig
 
     from memtoken_cli.engine.backbone import CausalLM
 
@@ -125,6 +126,32 @@ def pick_dtype(dtype: str, device: str) -> torch.dtype:
     return torch.bfloat16 if cpu.get("amx_bf16") or cpu.get("avx512_bf16") else torch.float32
 
 
+def limits(name: str) -> tuple[int | None, tuple[int | None, ...]]:
+    """(context, windows) of the model `name` as `Dims` has them, from its configuration alone: no weights are
+    read. None where that does not say; a model without a context has no windows either.
+
+    Raises UsageError for a wrong name, DataError without a configuration that can be read.
+    """
+    silence_third_party()
+    path = resolve(name)
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise _unfit(name, path, error) from error
+    said = config.get_text_config()
+    context = getattr(said, "max_position_embeddings", None)  # by any name that a family has for it
+    return (None, ()) if context is None else (int(context), _windows(said))
+
+
+def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    """Each layer's. Families without `layer_types` have the same window in every layer, or none."""
+    window = getattr(config, "sliding_window", None) or None  # 0 is none too
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
 def load(
     name: str, device: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
 ) -> CausalLM:
@@ -149,10 +176,14 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=kind, use_safetensors=True, **options)
     except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{name} does not load as a causal language model: {reason}",
-            hint="it needs config.json, a tokenizer and *.safetensors weights",
-            where=str(path),
-        ) from error
+        raise _unfit(name, path, error) from error
     return CausalLM(model.to(target), tokenizer, name)
+
+
+def _unfit(name: str, path: Path, error: Exception) -> DataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DataError(
+        f"{name} does not load as a causal language model: {reason}",
+        hint="it needs config.json, a tokenizer and *.safetensors weights",
+        where=str(path),
+    )

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from tiny import save, tiny_llama
+from tiny_prompt import FAMILIES, family
+from transformers import MambaConfig, MistralConfig, Qwen2Config
 
 from memtoken_cli.engine import models, weights
 from memtoken_cli.engine.weights import Alias, Wheel
@@ -134,6 +136,46 @@ def test_a_damaged_folder_is_a_clear_error(saved, tmp_path, damage):
     with pytest.raises(DataError, match="does not load") as error:
         models.load(str(folder), device="cpu")
     assert "safetensors" in error.value.hint
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_limits_are_those_of_the_loaded_model(name, tmp_path):
+    backbone = family(name)
+    backbone.model.config.save_pretrained(tmp_path)
+    assert models.limits(str(tmp_path)) == (backbone.dims.context, backbone.dims.windows)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MistralConfig(num_hidden_layers=2, sliding_window=8, max_position_embeddings=99), (99, (8, 8))),
+        (MistralConfig(num_hidden_layers=1, sliding_window=None, max_position_embeddings=9), (9, (None,))),
+        (Qwen2Config(num_hidden_layers=2, sliding_window=8, max_position_embeddings=9), (9, (None, None))),
+        (
+            Qwen2Config(
+                num_hidden_layers=2,
+                use_sliding_window=True,
+                sliding_window=8,
+                max_window_layers=1,
+                max_position_embeddings=9,
+            ),
+            (9, (None, 8)),
+        ),
+        (MambaConfig(num_hidden_layers=2), (None, ())),
+    ],
+    ids=["all layers", "none", "not in use", "some layers", "no positions"],
+)
+def test_limits_that_a_configuration_states(config, expected, tmp_path):
+    config.save_pretrained(tmp_path)
+    assert models.limits(str(tmp_path)) == expected
+
+
+def test_limits_of_no_model(tmp_path):
+    with pytest.raises(DataError, match="does not load") as error:
+        models.limits(str(tmp_path))
+    assert error.value.where == str(tmp_path)
+    with pytest.raises(UsageError, match="no model at"):
+        models.limits("./nowhere")
 
 
 def test_code_that_comes_with_a_model_does_not_run(saved, tmp_path):

@@ -292,3 +292,10 @@ def test_a_sketch_of_a_text_needs_no_text():
 def test_the_shipped_recipes_are_sound():
     for path in sorted((Path(__file__).parents[2] / "recipes" / "rmt").glob("*.yaml")):
         assert load(path).method == "rmt"
+
+
+def test_a_bench_of_nothing_but_failures_fails(memtok, written):
+    """A text is needed, and none is named: every cell says so, and so does the exit code."""
+    text = ("task.name=text", "task.length=null", "task.symbols=null")
+    ran = memtok("bench", str(written), *text, "lengths=[12]", "policies=[rmt]")
+    assert ran.code == 2 and "the task text needs a text" in ran.err

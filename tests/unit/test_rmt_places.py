@@ -6,10 +6,13 @@ import torch
 from rmt_policies import gentle, made, rows, run
 from tiny import tiny_gemma3, tiny_gpt2, tiny_llama
 
-from memtoken_cli.io.errors import UsageError
+from memtoken_cli.engine import models
+from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.places import Places, additive, laid, part
 from memtoken_cli.methods.rmt.policies import policy_for
+from memtoken_cli.methods.rmt.run import built
+from memtoken_cli.recipe.schema import parse
 
 # policy: read, text, write positions of m 2, S 4, n 3
 TABLE = {
@@ -151,6 +154,38 @@ def test_limits_of_a_model_are_told_at_once(policy):
         made(tiny_llama(context=columns - 1), policy=policy)
     with pytest.raises(UsageError, match="sliding window"):
         made(tiny_gemma3(window=columns - 1), policy=policy)
+
+
+RECIPE = """
+method: rmt
+model: {{name: {folder}}}
+task: {{name: copy}}
+rmt: {{policy: {policy}, slots: 2, segment: {segment}}}
+"""
+
+
+@pytest.mark.parametrize("policy", ["rmt", "prmt", "armt", "static", "none", "xl"])
+@pytest.mark.parametrize("make", [lambda: tiny_llama(context=20), lambda: tiny_gemma3(window=20)])
+def test_limits_of_a_named_model_are_told_before_it_is_loaded(policy, make, tmp_path):
+    backbone = make()
+    backbone.model.config.save_pretrained(tmp_path)
+    backbone.tokenizer.save_pretrained(tmp_path)  # and no weights
+    columns = {"rmt": 4, "prmt": 4, "armt": 2, "static": 2, "none": 0, "xl": 2}[policy]
+
+    def said(segment):
+        return parse(RECIPE.format(folder=tmp_path, policy=policy, segment=segment).encode())
+
+    with pytest.raises(UsageError, match="do not fit the model's"):
+        built(said(21 - columns), "cpu")
+    with pytest.raises(DataError, match="does not load"):
+        built(said(20 - columns), "cpu")
+
+
+@pytest.mark.parametrize("section", ["policy: window", "init: none.safetensors"])
+def test_what_a_configuration_cannot_say_is_left_to_the_loaded_model(section, monkeypatch):
+    monkeypatch.setattr(models, "limits", lambda name: pytest.fail("asked"))
+    with pytest.raises(UsageError, match="no model at"):
+        built(parse(f"method: rmt\nmodel: {{name: ./nowhere}}\nrmt: {{{section}}}\n".encode()), "cpu")
 
 
 def filled(of, ids, state):

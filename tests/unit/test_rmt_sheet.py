@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from memtoken_cli.data.stream_babilong import BabiLong
+from memtoken_cli.data.stream_text import Text
 from memtoken_cli.data.streams import IGNORE, Sequences, Stream, stream_for
 from memtoken_cli.data.task_config import TaskSection
 from memtoken_cli.engine.fresh import new_backbone
@@ -12,9 +13,10 @@ from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.exam import Exam
 from memtoken_cli.methods.rmt.exam_config import ExamKeys
+from memtoken_cli.methods.rmt.model_file import Model
 from memtoken_cli.methods.rmt.policies import policy_for
 from memtoken_cli.methods.rmt.sheet import measured
-from memtoken_cli.methods.rmt.subject import Subject, check_words, task_of
+from memtoken_cli.methods.rmt.subject import Subject, check_words, subject, task_of
 from memtoken_cli.recipe.sections import NewModel
 
 SIZE = NewModel(new="llama", layers=1, width=16, heads=2, context=256, tie=False)
@@ -114,3 +116,21 @@ def test_keys_change_the_trained_task():
         task_of(trained, {"lenth": 9})
     with pytest.raises(UsageError, match="no pairs"):
         task_of(trained, {"pairs": 2})
+
+
+def test_another_text_is_spelled_with_the_words_that_were_counted_in_training(tmp_path):
+    texts = []
+    for name, text in (("own", "red green red blue " * 300), ("other", "blue violet red " * 300)):
+        texts.append(tmp_path / name)
+        texts[-1].write_text(text)
+    task = TaskSection(name="text", segments=2, words=3)
+    trained = stream_for(task, 8, 0, None, texts[0])
+    backbone = new_backbone(SIZE, trained.vocabulary, 0)
+    config = Config(policy="rmt", slots=2, segment=8, state_norm="final")
+    about = {"new": {}, "task": task.model_dump()}
+    model = Model(backbone, policy_for(backbone, config, 0), config, about, "")
+    found = subject(model, task, str(texts[1]), 0, 8)
+    assert isinstance(found.stream, Text)
+    words = backbone.tokenizer.convert_ids_to_tokens(found.stream.validation.ids_K[:6].tolist())
+    assert sorted(set(words)) == ["<unk>", "blue", "red"]
+    assert measured(found, ExamKeys(tests=4)).figures["bits_per_byte"] > 0

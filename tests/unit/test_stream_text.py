@@ -9,11 +9,15 @@ from transformers import AutoTokenizer
 from memtoken_cli.data.byte_words import BYTE_WORDS
 from memtoken_cli.data.pieces import cut
 from memtoken_cli.data.stream_text import Text
-from memtoken_cli.data.streams import IGNORE, PAD, Sequences, stream_for
+from memtoken_cli.data.streams import IGNORE, PAD, Sequences, stream_for, vocabulary
 from memtoken_cli.data.task_config import TaskSection
 from memtoken_cli.engine import models
 from memtoken_cli.engine.bytes_tokenizer import bytes_tokenizer
+from memtoken_cli.engine.fresh import word_tokenizer
 from memtoken_cli.io.errors import DataError, UsageError
+from memtoken_cli.methods.rmt.run import built
+from memtoken_cli.methods.rmt.sketch import sketch
+from memtoken_cli.recipe.schema import parse
 
 # every three characters in a row say where they are
 PLACED = "".join(f"{i:03d} " for i in range(1000))
@@ -152,6 +156,61 @@ def test_ids_are_those_of_pieces(tmp_path):
     assert task.vocabulary == ()
     as_bytes = text_of(path, tokenizer=bytes_tokenizer(BYTE_WORDS))
     assert (as_bytes.training.ids_K == text_of(path).training.ids_K).all()
+
+
+def test_the_vocabulary_is_the_most_frequent_words_of_the_training_part(tmp_path):
+    text = " b <unk> a a\n\nc b a c d <s> " + "z " * 9
+    task = text_of(written(tmp_path, text), segment=2, segments=1, validation=0.45, words=3)
+    assert len(task.validation) == 9
+    assert task.vocabulary == vocabulary("a", "b", "c"), "b and c are as frequent; d is one too many"
+    words = [task.vocabulary[i] for i in task.training.ids_K]
+    assert " ".join(words) == "b <unk> a a c b a c <unk> <s>" + " <unk>" * 9
+    assert task.training.ids_K is task.validation.ids_K
+    few = text_of(written(tmp_path, text), segment=2, segments=1, validation=0.45, words=99)
+    assert few.vocabulary == vocabulary("a", "b", "c", "d"), "what only the validation part has is not known"
+
+
+@pytest.mark.parametrize("mark", [None, "|"])
+@pytest.mark.parametrize("words", [3, 40, 1000])
+def test_ids_of_words_are_those_of_the_models_tokenizer(tmp_path, words, mark):
+    odd = "a\x1cb x<unk>y <unk>, <pad> </s>\x85e\u3000f\xa0g\u200bh\u2029i\tj\r\nk\x0cl . | "
+    lines = (f"{i % 7} {'xyz'[i % 3]} {odd * (i % 20 == 0)} w{i}\n" for i in range(400))
+    path = written(tmp_path, "".join(lines))
+    task = text_of(path, document_break=mark, words=words)
+    tokenizer = word_tokenizer(task.vocabulary)
+    again = text_of(path, tokenizer=tokenizer, document_break=mark, words=words)
+    assert again.vocabulary == ()
+    for own, other in ((task.training, again.training), (task.validation, again.validation)):
+        assert own.ids_K.dtype == other.ids_K.dtype
+        for one, two in zip(vars(own).values(), vars(other).values(), strict=True):
+            assert one.tolist() == two.tolist()
+    if mark is None:
+        whole = tokenizer(path.read_bytes().decode(), split_special_tokens=True).input_ids
+        assert whole[0] == task.vocabulary.index("<s>")
+        assert task.training.ids_K.tolist() == whole[1:]
+
+
+RECIPE = b"""
+method: rmt
+model: {new: llama, layers: 1, width: 32, heads: 4, context: 64}
+task: {name: text, segments: 2, words: 50}
+rmt: {slots: 2, segment: 8}
+"""
+
+
+def test_a_new_model_has_the_words(tmp_path):
+    path = written(tmp_path, "".join(f"w{i % 60} " for i in range(1000)))
+    bench = built(parse(RECIPE, overrides=[f"data.path={path}"]), "cpu")
+    words = bench.stream.vocabulary
+    assert len(words) == 54
+    assert bench.backbone.tokenizer.convert_ids_to_tokens(list(range(54))) == list(words)
+    assert bench.backbone.tokenizer("w1 no").input_ids == [words.index(w) for w in ("<s>", "w1", "<unk>")]
+    assert bench.backbone.dims.vocab == 54
+
+
+def test_a_dry_run_without_a_text_counts_all_words():
+    few, more = (sketch(parse(RECIPE, overrides=[f"task.words={n}"]))["parameters"] for n in (50, 51))
+    assert more["backbone"] - few["backbone"] == 32
 
 
 def test_what_cannot_be_read(tmp_path):

@@ -30,7 +30,7 @@ from memtoken_cli.engine.between import between
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
 from memtoken_cli.methods.rmt.piecewise import feed, mask_of
-from memtoken_cli.methods.rmt.places import Places, laid
+from memtoken_cli.methods.rmt.places import laid, places_for
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 EPSILON = 1e-5
@@ -127,10 +127,7 @@ class Associative:
         self.size, self.slots = config.segment, config.slots
         self.training = False
         dims = network.backbone.dims
-        self.places = Places(
-            config.positions, config.segment, 0, self.slots, 0, dims.context, config.mask == "blocks"
-        )
-        self.places.check(dims.context, dims.windows)
+        self.places = places_for(config, dims.context, dims.windows)
         generator = seeds.generator(seed, "memory")
         device = network.backbone.device
         # at the scale of the embeddings: the published 0.02 is that of the models it was used with

@@ -7,6 +7,7 @@ from typing import Any
 
 from memtoken_cli.engine.compare_report import check_plot
 from memtoken_cli.engine.method import Run
+from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.rmt import quality, speed
 from memtoken_cli.methods.rmt.exam_config import BenchSection
 from memtoken_cli.recipe.schema import Recipe
@@ -40,6 +41,8 @@ def _rows(recipe: Recipe, run: Run) -> list[dict[str, Any]]:
             plots.quality(recipe.data.plot, lines)
     if section.lengths or not rows:
         found = speed.table(recipe, policies, run.device, run.note)
+        if all("why" in row for row in found):
+            raise UsageError(f"nothing could be measured: {found[0]['why']}")
         rows += found
         if recipe.data.plot is not None and len(rows) == len(found):
             from memtoken_cli.methods.rmt import plots

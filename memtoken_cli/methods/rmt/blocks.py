@@ -24,7 +24,7 @@ from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
 from memtoken_cli.methods.rmt.piecewise import feed, mask_of
-from memtoken_cli.methods.rmt.places import Places, laid
+from memtoken_cli.methods.rmt.places import laid, places_for
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 
@@ -35,19 +35,9 @@ class Blocks:
         self.network, self.config = network, config
         self.size = config.segment
         dims = network.backbone.dims
-        self.slots = 0 if config.policy == "none" else config.slots
-        self.writes = config.policy == "rmt" and self.slots > 0
         self.training = False
-        self.places = Places(
-            config.positions,
-            config.segment,
-            self.slots,
-            self.slots if self.writes else 0,
-            int(config.sink == "bos" and self.slots > 0),
-            dims.context,
-            config.mask == "blocks",
-        )
-        self.places.check(dims.context, dims.windows)
+        self.places = places_for(config, dims.context, dims.windows)
+        self.slots, self.writes = self.places.read, self.places.write > 0
         if self.places.front and network.backbone.tokenizer.bos_token_id is None:
             name = network.backbone.name
             raise UsageError(f"the tokenizer of {name} has no BOS to put in front", hint="rmt.sink=none")

@@ -21,7 +21,7 @@ from memtoken_cli.engine.between import between
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, wide
 from memtoken_cli.methods.rmt.piecewise import feed, mask_of
-from memtoken_cli.methods.rmt.places import Places, laid
+from memtoken_cli.methods.rmt.places import laid, places_for
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 EPSILON = 1e-6
@@ -35,11 +35,7 @@ class Layerwise:
         self.size, self.slots = config.segment, config.slots
         self.training = False
         dims = network.backbone.dims
-        blocks = config.mask == "blocks"
-        self.places = Places(
-            config.positions, config.segment, self.slots, self.slots, 0, dims.context, blocks
-        )
-        self.places.check(dims.context, dims.windows)
+        self.places = places_for(config, dims.context, dims.windows)
         table = network.model.get_input_embeddings().weight.detach()
         shape = (dims.layers, self.slots, dims.width)
         draw = torch.randn(shape, generator=seeds.generator(seed, "memory"))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from memtoken_cli.io.errors import UsageError
+from memtoken_cli.methods.rmt.config import Config
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,26 @@ class Places:
             for start, length in ((self.front, self.read), (self.before + columns, self.write)):
                 seen_TT[start : start + length, start : start + length] = True
         return seen_TT
+
+
+def places_for(config: Config, context: int, windows: tuple[int | None, ...]) -> Places:
+    """Of a policy with columns for its memory, in a model of `context` positions and those windows.
+
+    Raises UsageError where its segments do not fit the model."""
+    m, blocks = config.slots, config.mask == "blocks"
+    if config.policy == "xl":
+        places = Places("contiguous", config.segment, m, 0, 0, context)
+    elif config.policy == "armt":
+        places = Places(config.positions, config.segment, 0, m, 0, context, blocks)
+    elif config.policy == "prmt":
+        places = Places(config.positions, config.segment, m, m, 0, context, blocks)
+    else:
+        read = 0 if config.policy == "none" else m
+        write = m if config.policy == "rmt" else 0
+        front = int(config.sink == "bos" and read > 0)
+        places = Places(config.positions, config.segment, read, write, front, context, blocks)
+    places.check(context, windows)
+    return places
 
 
 def additive(sees_BTT: Tensor, dtype: torch.dtype) -> Tensor:

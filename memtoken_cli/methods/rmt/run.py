@@ -24,11 +24,12 @@ from memtoken_cli.engine.dist import World, join
 from memtoken_cli.engine.fit import fit
 from memtoken_cli.engine.method import Run
 from memtoken_cli.methods.rmt import official
-from memtoken_cli.methods.rmt.config import Config
+from memtoken_cli.methods.rmt.config import CACHES, Config
 from memtoken_cli.methods.rmt.cut import cut
 from memtoken_cli.methods.rmt.learn import Learning
 from memtoken_cli.methods.rmt.model_file import save
 from memtoken_cli.methods.rmt.ordered import Reading, in_order
+from memtoken_cli.methods.rmt.places import places_for
 from memtoken_cli.methods.rmt.policies import policy_for
 from memtoken_cli.methods.rmt.policy import Policy
 from memtoken_cli.recipe.canonical import dump
@@ -50,14 +51,17 @@ class Bench:
 
 def built(recipe: Recipe, device: str | None) -> Bench:
     """Raises UsageError, DataError where parts do not fit."""
+    device = models.pick_device(device)
     config: Config = recipe.config
     task: TaskSection = recipe.own["task"]
     if isinstance(recipe.model, NewModel):
         stream = stream_for(task, config.segment, recipe.seed, None, recipe.data.path)
-        tokenizer = bytes_tokenizer(stream.vocabulary) if task.name == "text" else None
+        in_bytes = task.name == "text" and task.words is None
+        tokenizer = bytes_tokenizer(stream.vocabulary) if in_bytes else None
         backbone = fresh.new_backbone(recipe.model, stream.vocabulary, recipe.seed, "new", tokenizer)
-        backbone.model.to(models.pick_device(device))
+        backbone.model.to(device)
     else:
+        check_limits(recipe.model.name, config)
         backbone = models.load(recipe.model.name, device=device)
         stream = stream_for(task, config.segment, recipe.seed, backbone.tokenizer, recipe.data.path)
     if config.init is None:
@@ -67,6 +71,17 @@ def built(recipe: Recipe, device: str | None) -> Bench:
     policy = policy_for(backbone, config, recipe.seed)
     checkpoint.put(backbone, policy)
     return Bench(stream, backbone, policy, config)
+
+
+def check_limits(name: str, config: Config) -> None:
+    """Raises UsageError where a segment does not fit the model `name`, before its weights are read.
+
+    What only the loaded model, or an imported checkpoint, can say is left to the policy."""
+    if config.policy in CACHES or config.init is not None:
+        return
+    context, windows = models.limits(name)
+    if context is not None:
+        places_for(config, context, windows)
 
 
 def train(recipe: Recipe, run: Run) -> Path:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from memtoken_cli.data.streams import IGNORE
+from memtoken_cli.data.streams import IGNORE, vocabulary
 from memtoken_cli.data.task_config import TaskSection
 from memtoken_cli.engine import seeds
 from memtoken_cli.methods.rmt.cached import Cached
@@ -28,6 +28,7 @@ from memtoken_cli.methods.rmt.learn import targets
 from memtoken_cli.methods.rmt.policy import State
 from memtoken_cli.methods.rmt.run import Bench, built, trainable
 from memtoken_cli.recipe.schema import Recipe
+from memtoken_cli.recipe.sections import NewModel
 
 FLOAT = 4  # bytes
 FILLED = 3  # segments after which a window is full
@@ -61,7 +62,10 @@ def _with_text(recipe: Recipe, folder: Path) -> Recipe:
     path = folder / "text"
     words = 2 * recipe.config.segment * (task.segments or 1) + 1000
     path.write_text("the " * words)  # a token each, or a byte a letter
-    return replace(recipe, data=recipe.data.model_copy(update={"path": str(path)}))
+    model = recipe.model
+    if task.words and isinstance(model, NewModel) and model.vocab is None:
+        model = model.model_copy(update={"vocab": len(vocabulary()) + task.words})
+    return replace(recipe, model=model, data=recipe.data.model_copy(update={"path": str(path)}))
 
 
 def _groups(bench: Bench, trained: dict[str, Parameter]) -> dict[str, int]:

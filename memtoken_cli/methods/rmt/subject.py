@@ -49,8 +49,11 @@ class Subject:
 def subject(model: Model, task: TaskSection, path: str | None, seed: int, batch: int) -> Subject:
     """Raises UsageError where the model does not know the task's words, DataError for bad files."""
     new = model.about["new"] is not None
-    stream = stream_for(task, model.config.segment, seed, None if new else model.backbone.tokenizer, path)
-    if new:
+    # words of a text were counted once, in training: another text is spelled with them
+    counted = task.name == "text" and model.about["task"].get("words") is not None
+    own = None if new and not counted else model.backbone.tokenizer
+    stream = stream_for(task, model.config.segment, seed, own, path)
+    if own is None:
         check_words(stream, task.name, model.backbone)
     return Subject(Exam.of(model.backbone, model.policy, model.config, batch), model.backbone, stream, seed)
 

@@ -91,7 +91,8 @@ class Spelled:
 
 
 def spelled(rows: Sequences, backbone: CausalLM) -> Spelled:
-    """Of what the windows predict. Bytes of a character that a window cuts in two count as one each."""
+    """Of what the windows predict, as the tokenizer spells it: a model of whole words has one space between
+    them, and `<unk>`. Bytes of a character that a window cuts in two count as one each."""
     tokens = size = characters = 0
     for target_T in rows.target_BT:
         ids = target_T[target_T != IGNORE].tolist()

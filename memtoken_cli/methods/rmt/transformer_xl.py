@@ -21,7 +21,7 @@ from memtoken_cli.engine.between import between
 from memtoken_cli.io.errors import UsageError
 from memtoken_cli.methods.rmt.config import Config
 from memtoken_cli.methods.rmt.network import Network, rotary, wide
-from memtoken_cli.methods.rmt.places import Places, additive
+from memtoken_cli.methods.rmt.places import additive, places_for
 from memtoken_cli.methods.rmt.policy import Open, State, chosen
 
 
@@ -42,8 +42,7 @@ class TransformerXL:
                 "their old ones",
                 hint="rmt.policy=window re-encodes",
             )
-        self.places = Places("contiguous", config.segment, self.slots, 0, 0, dims.context)
-        self.places.check(dims.context, dims.windows)
+        self.places = places_for(config, dims.context, dims.windows)
         self.shape = (dims.layers, self.slots, dims.width)
 
     def parameters(self) -> Mapping[str, Parameter]:
