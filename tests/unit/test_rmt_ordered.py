@@ -159,6 +159,16 @@ def test_restarts_belong_to_a_run_that_has_them(tmp_path):
     assert Config().restart == 1 / 16
 
 
+def test_a_run_belongs_to_what_its_initial_checkpoint_holds(tmp_path):
+    """Not to its name alone: the same name with other weights is another run."""
+    path = tmp_path / "start.safetensors"
+    said = []
+    for content in (b"one", b"two", b"one"):
+        path.write_bytes(content)
+        said.append(locked(recipe(tmp_path, f"rmt.init={path}")))
+    assert said[0] == said[2] != said[1]
+
+
 def test_an_early_token_is_out_of_reach(tmp_path):
     """`Z` is read in the first segment only; its embedding is an input and nothing else."""
     text = "aZbcdefg" + "hijk lmn" * 12

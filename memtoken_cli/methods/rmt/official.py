@@ -13,6 +13,7 @@ file. Nothing is unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -128,12 +129,14 @@ class Official:
                 targets[name].copy_(x)
 
 
+def digest(path: str | Path) -> str:
+    """sha256 of the file. Raises DataError where it is not there."""
+    return hashlib.sha256(_bytes(path)).hexdigest()
+
+
 def read(path: str | Path) -> Official:
     """Raises DataError: not there, a pickle, or not such a checkpoint."""
-    try:
-        data = Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}", hint="rmt.init=FILE.safetensors") from None
+    data = _bytes(path)
     if data.startswith(PICKLE):
         raise DataError(
             "a pickle, which can run any code when it is opened",
@@ -151,6 +154,13 @@ def read(path: str | Path) -> Official:
     if found.memory_MD.dim() != 2:
         raise DataError(f"its memory is {list(memory.shape)}, not [m,d] or [m,1,d]", where=str(path))
     return found
+
+
+def _bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint="rmt.init=FILE.safetensors") from None
 
 
 def export(backbone: CausalLM, policy: Policy) -> bytes:

@@ -128,6 +128,8 @@ def locked(recipe: Recipe) -> str:
     said = recipe.resolved()
     if not recipe.config.bptt.startswith("window"):
         del said[NAME]["restart"]  # nothing else reads it
+    if recipe.config.init is not None:
+        said[NAME]["init_sha256"] = official.digest(recipe.config.init)
     keys = ("method", "seed", "model", NAME, "task", "curriculum", "train")
     return dump({key: said[key] for key in keys} | {"data": {"path": said["data"]["path"]}})
 
