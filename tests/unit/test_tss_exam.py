@@ -298,3 +298,13 @@ def test_coarse_map_in_a_recipe() -> None:
 
     recipe = parse("method: memprompttss\ndata: {task: prompts, coarse: {1: 1, 2: 1, 3: 2}}\n")
     assert recipe.data.coarse == {1: 1, 2: 1, 3: 2}
+
+
+def test_ruptures_hears_a_change_of_pitch():
+    """A rival that looks at means alone would find nothing here, and flatter ours."""
+    pytest.importorskip("ruptures")
+    t = np.arange(6000)
+    x_T = np.where(t < 3000, np.sin(t / 3), np.sin(t / 11)) + 0.1 * np.random.default_rng(0).normal(size=6000)
+    for find in (unsup_exam.pelt, unsup_exam.binseg, unsup_exam.window):
+        changes = np.flatnonzero(np.diff(find(x_T[:, None].astype(np.float32))))
+        assert len(changes) and np.abs(changes - 3000).min() < 150

@@ -85,8 +85,8 @@ def _reader(policy: Policy, length: int) -> Callable[[Tensor, State], State]:
 
     def read(ids_1T: Tensor, state: State) -> State:
         count_B = torch.full((1,), policy.size, device=ids_1T.device)
-        for ids_1S in ids_1T.split(policy.size, 1):
-            _, state = policy.segment(ids_1S, count_B, state, None)
+        for start in range(0, ids_1T.shape[1], policy.size):  # a list of all segments would be counted
+            _, state = policy.segment(ids_1T[:, start : start + policy.size], count_B, state, None)
         return state
 
     return read
