@@ -33,7 +33,8 @@ def test_held_out_divergence_never_rises(name):
     assert made.memory.next_position == found.memory.next_position
 
 
-def test_it_helps_where_there_is_something_to_gain():
+def test_it_helps_where_there_is_something_to_gain(monkeypatch):
+    monkeypatch.setattr(refining, "RATE", 2e-3)  # of random weights there is far to go
     _, made = refined("gqa", 60)
     assert made.steps > 0 and made.kl_after < 0.9 * made.kl_before
 

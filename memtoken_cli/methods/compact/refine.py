@@ -16,7 +16,7 @@ from ...engine.backbone import CausalLM, hides
 from ...engine.memory import LayerKV, Layers
 from .reference import Reference
 
-RATE = 2e-3
+RATE = 3e-4
 BATCH = 16
 HELD = 0.2
 CHECK = 10

@@ -55,7 +55,9 @@ def clap(values_TC: NDArray[np.float32]) -> Ints:
     from claspy.state_detection import AgglomerativeCLaPDetection
 
     x = _columns(values_TC)
-    found = BinaryClaSPSegmentation(n_jobs=1).fit_predict(x)
+    found = np.asarray(BinaryClaSPSegmentation(n_jobs=1).fit_predict(x), dtype=np.int64)
+    if not len(found):
+        return whole(values_TC)  # it cannot tell states where nothing changes
     return np.asarray(AgglomerativeCLaPDetection(n_jobs=1).fit_predict(x, found), dtype=np.int64)
 
 
