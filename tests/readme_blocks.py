@@ -126,8 +126,7 @@ def run(todo: list[Command], folder: Path, cache: Path | None) -> None:
     if cache:
         environment["XDG_CACHE_HOME"] = str(cache)
     else:  # what a reader would see: with as many threads as torch likes
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment.pop(name, None)
+        environment = {name: x for name, x in environment.items() if not name.endswith("_NUM_THREADS")}
     shell = ["bash", "-c", "\n".join(script)]
     subprocess.run(
         shell, cwd=folder, env=environment, stdin=subprocess.DEVNULL, check=True, timeout=60 * MINUTES

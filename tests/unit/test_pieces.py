@@ -93,12 +93,14 @@ def test_pieces_have_the_ids_of_the_whole_text(name):
     pieces = list(cut([text]))
     assert len(pieces) > 1000
     whole = plain_ids(tokenizer, [text])[0]
-    apart = [i for ids in plain_ids(tokenizer, pieces) for i in ids]
-    assert tokenizer.decode(whole) == tokenizer.decode(apart) == text
-    if name.startswith("gemma"):  # not byte-level: a rare token joins a mark and the space behind it
-        assert abs(len(apart) - len(whole)) < len(whole) / 10_000
-    else:
-        assert apart == whole
+    assert tokenizer.decode(whole) == text
+    if name == "gemma3-270m":  # not byte-level: a rare token spans a cut, and nothing else may differ
+        alone, both = (plain_ids(tokenizer, x) for x in (pieces, [a + b for a, b in pairwise(pieces)]))
+        spanned = [i for i, (a, b) in enumerate(pairwise(alone)) if a + b != both[i]]
+        assert len(spanned) <= len(pieces) / 500
+        for i in reversed(spanned):
+            pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+    assert [i for ids in plain_ids(tokenizer, pieces) for i in ids] == whole
 
 
 def test_bytes_are_ids_and_ids_are_the_text(tmp_path):

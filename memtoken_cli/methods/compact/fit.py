@@ -86,7 +86,8 @@ class Head:
 class Fit:
     """A reader that compacts each layer when its turn comes, and goes on with what it made.
 
-    keep: tokens of a head, of those that are `chosen`; None: all of them."""
+    chosen: what each head keeps; where `keep` is given, the candidates for so many places of a head, and
+    once a layer is done what was picked of them."""
 
     memory: Layers
     chosen: list[list[Tensor]]

@@ -56,7 +56,8 @@ class Reference:
             mine.lengths + theirs.lengths,
         )
         hidden_ST = torch.cat([self.hidden_ST, other.hidden_ST])
-        return Reference(packed, hidden_ST, torch.cat([self.answer_F, other.answer_F]))
+        answer_F = torch.cat([self.answer_F, other.answer_F])
+        return Reference(packed, hidden_ST, answer_F, even=self.even and other.even)
 
     def take(self, rows: Sequence[int]) -> "Reference":
         """Some of the rows, in this order."""
@@ -66,7 +67,7 @@ class Reference:
         ids_F, position_F = self.packed.ids_F[index_F], self.packed.position_F[index_F]
         packed = Packed(ids_F, position_F, tuple(self.packed.lengths[s] for s in rows))
         shots = tuple(self.shots[s] for s in rows) if self.shots else ()
-        return Reference(packed, self.hidden_ST[list(rows)], self.answer_F[index_F], shots)
+        return Reference(packed, self.hidden_ST[list(rows)], self.answer_F[index_F], shots, self.even)
 
     @property
     def answers_W(self) -> Tensor:

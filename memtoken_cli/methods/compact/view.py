@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...engine import precision
-from ...engine.attend import Hidden, Site
+from ...engine.attend import Hidden, Site, unseen
 from ...engine.memory import LayerKV
 
 TILE = 128
@@ -22,10 +22,9 @@ class View:
     def __init__(self, site: Site, whole: LayerKV, hidden: Hidden) -> None:
         self.site, self.whole = site, whole
         F = site.q_BHTD.shape[2]
-        unseen_FT = hidden(site.layer, 0, 0, F)
-        far_FT = site.far_FM(None if whole.pos_X is None else whole.pos_X[: whole.sizes[0]], 0, F)
-        if far_FT is not None:
-            unseen_FT = unseen_FT | far_FT
+        pos_T = None if whole.pos_X is None else whole.pos_X[: whole.sizes[0]]
+        unseen_FT = unseen(site, 0, pos_T, hidden, 0, F)
+        assert unseen_FT is not None, "something is hidden"
         # adding -inf is an order faster than masked_fill_
         self.wall_FT = torch.zeros(unseen_FT.shape, device=unseen_FT.device)
         self.wall_FT.masked_fill_(unseen_FT, float("-inf"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from memtoken_cli.data.labelled import Labelled
 from memtoken_cli.methods.memprompttss.exam_config import EvaluateKeys
-from memtoken_cli.methods.memprompttss.hand import hand_features, standardise, windows_for
+from memtoken_cli.methods.memprompttss.hand import hand_features, standardise, windows_for, zscore
 from memtoken_cli.metrics.intervals import paired
 from memtoken_cli.metrics.segmentation import ami, covering, cp_f1
 
@@ -85,10 +85,8 @@ def _ruptures(kind: str, values_TC: NDArray[np.float32]) -> Ints:
 
     T = len(values_TC)
     step = -(-T // 2000)
-    x_TC = values_TC.astype(np.float64)
-    x_TC = (x_TC - x_TC.mean(0)) / np.maximum(x_TC.std(0), 1e-9)
-    features_NF = hand_features(x_TC, windows_for(T), step).reshape(-(-T // step), -1)
-    features_NF = standardise(features_NF).astype(np.float64)
+    features_NCf = hand_features(zscore(values_TC)[0], windows_for(T), step)
+    features_NF = standardise(features_NCf.reshape(len(features_NCf), -1)).astype(np.float64)
     search = getattr(ruptures, kind)(model="l2", min_size=5, jump=5).fit(features_NF)
     found = search.predict(pen=5 * np.log(len(features_NF)) * features_NF.shape[1])
     return pieces(np.array(found[:-1], dtype=np.int64) * step, T)
