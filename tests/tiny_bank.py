@@ -10,13 +10,15 @@ import torch
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.methods.tokmem.bank import Bank, Meta, Row
-from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, AddressMode, SegmentEnd
+from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, AddressMode, Feature, SegmentEnd
 from memtoken_cli.methods.tokmem.features import Frozen
 from memtoken_cli.methods.tokmem.prompt import Prompts
-from memtoken_cli.methods.tokmem.statistics import END, Class, Statistics, collect
+from memtoken_cli.methods.tokmem.statistics import END, TEXT, Class, Statistics, collect
 
 NAMES = ("alpha", "beta", "gamma", "delta", "epsilon")
 QUERIES = {name: [f"{name[0] * n} {name[:2]}{n}" for n in range(2, 8)] for name in NAMES}
+LEADS = (*FEATURES, FINAL, Feature(depth=0.5, pool="lead"), Feature(pool="lead"))
+STRANGERS = tuple(f"{n} - {n}{n}" for n in range(12))
 
 
 def tiny_bank(
@@ -29,8 +31,10 @@ def tiny_bank(
     max_procedures: int = 1,
     seed: int = 0,
     scale: float = 1.0,
+    kinds: bool = False,
 ) -> Bank:
-    """Rows of length `scale` times the mean embedding's; addresses likewise."""
+    """Rows of length `scale` times the mean embedding's; addresses likewise. kinds: an `lda` bank knows
+    queries for several and for none too."""
     random = torch.Generator().manual_seed(seed)
     E, P = backbone.dims.width, len(names)
     norm = backbone.model.get_input_embeddings().weight.norm(dim=1).mean() * scale
@@ -39,7 +43,7 @@ def tiny_bank(
         x = torch.randn(*shape, E, generator=random)
         return x / x.norm(dim=-1, keepdim=True) * norm
 
-    features = FEATURES if address == "lda" else (FINAL,)
+    features = (FINAL,) if address != "lda" else LEADS if kinds else FEATURES
     meta = Meta(
         address=address,
         tokens=tokens,
@@ -50,9 +54,15 @@ def tiny_bank(
     )
     sites = {}
     if address == "lda":
-        sites["first"] = first(backbone, names)
+        asked = {name: QUERIES.get(name, [f"{name} {n}" for n in NAMES]) for name in names}
+        single = [(name, text) for name, texts in asked.items() for text in texts]
+        sites["first"] = of_queries(backbone, features, single)
         if max_procedures > 1 or segment_end == "eoc":
-            sites["boundary"] = boundary(E, names, random)
+            sites["boundary"] = boundary(E, names, random, len(features) + 1)
+        if kinds:
+            joined = [(name, f"{text}; {other}") for name, text in single for _, other in single[::7]]
+            sites["several"] = of_queries(backbone, features, joined)
+            sites["text"] = of_queries(backbone, features, [(TEXT, text) for text in STRANGERS])
     return Bank(
         tuple(Row(name, samples=6) for name in names),
         rows(P, tokens),
@@ -66,21 +76,20 @@ def tiny_bank(
     )
 
 
-def first(backbone: CausalLM, names: tuple[str, ...]) -> Statistics:
-    """Of each procedure's own queries."""
-    prompts, frozen = Prompts(backbone.tokenizer), Frozen(backbone, FEATURES)
-    classes = [Class(name) for name in names for _ in QUERIES.get(name, NAMES)]
-    texts = [text for name in names for text in QUERIES.get(name, [f"{name} {n}" for n in NAMES])]
-    read = [frozen.read([prompts.render(text)])[0] for text in texts]
-    return collect(classes, [torch.stack(x) for x in zip(*(p.features for p in read), strict=True)], 2)
+def of_queries(
+    backbone: CausalLM, features: tuple[Feature, ...], queries: list[tuple[str, str]]
+) -> Statistics:
+    """Of (class, query) pairs."""
+    prompts, frozen = Prompts(backbone.tokenizer), Frozen(backbone, features)
+    read = [frozen.read([prompts.render(text)])[0] for _, text in queries]
+    rows = [torch.stack(x) for x in zip(*(p.features for p in read), strict=True)]
+    return collect([Class(name) for name, _ in queries], rows, 2)
 
 
-def boundary(width: int, names: tuple[str, ...], random: torch.Generator) -> Statistics:
+def boundary(width: int, names: tuple[str, ...], random: torch.Generator, features: int) -> Statistics:
     """Noise: which procedure follows is anybody's guess, so that all of them and the end do."""
     classes = [Class(name) for name in (*names, END) for _ in range(6)]
-    return collect(
-        classes, [torch.randn(len(classes), width, generator=random) for _ in range(len(FEATURES) + 1)], 2
-    )
+    return collect(classes, [torch.randn(len(classes), width, generator=random) for _ in range(features)], 2)
 
 
 @dataclass

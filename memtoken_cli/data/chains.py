@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from memtoken_cli.data.bfcl import asked_text
 from memtoken_cli.data.procedures import Procedure, Sample
 from memtoken_cli.io.errors import DataError, Problems, nearest
 from memtoken_cli.io.records import read_jsonl
@@ -17,7 +18,9 @@ MOST_CALLS = 4
 REPEATED = 0.1
 LINKS = (" Also, ", " Additionally, ", " Then, ", " Next, ", " After that, ")
 LAST_LINKS = (" Finally, ", " Lastly, ")  # before the last of three or more
+OTHER_LINKS = (" and then ", "; ", " Plus, ", " Once that is done, ", " While you are at it, ", " - ")
 Case = Literal["first", "lower"]
+Wording = Literal["trained", "other"]  # the connecting words of training chains, or none of them
 
 
 @dataclass(frozen=True)
@@ -74,26 +77,41 @@ def _chain(value: dict[str, Any], names: Collection[str], where: str) -> Chain:
 
 
 def read_negatives(path: str | Path) -> list[str]:
-    """JSONL {"query"}: queries that no procedure answers. Raises DataError with every bad record."""
+    """JSONL {"query"}, or {"question"} as BFCL's: queries that no procedure answers. Raises DataError with
+    every bad record."""
     problems, out = Problems(), []
     for record in read_jsonl(path):
-        query = record.value.get("query")
-        if isinstance(query, str) and query.strip():
-            out.append(query)
-        else:
-            where = f"{path}:{record.line}"
-            problems.add(DataError('"query" must be a string with text', hint='{"query": ".."}', where=where))
+        where = f"{path}:{record.line}"
+        try:
+            out.append(_query(record.value, where))
+        except DataError as error:
+            problems.add(error)
     problems.raise_any()
     return out
 
 
-def join(parts: Sequence[tuple[str, Sample]], rng: random.Random, case: Case = "first") -> Chain:
+def _query(value: dict[str, Any], where: str) -> str:
+    if "question" in value:
+        return asked_text(value, where)
+    query = value.get("query")
+    if not isinstance(query, str) or not query.strip():
+        raise DataError('"query" must be a string with text', hint='{"query": ".."}', where=where)
+    return query
+
+
+def join(
+    parts: Sequence[tuple[str, Sample]],
+    rng: random.Random,
+    case: Case = "first",
+    wording: Wording = "trained",
+) -> Chain:
     """One query out of several: (procedure, sample) in order, with connecting words between."""
     text = ""
     for i, (_, sample) in enumerate(parts):
         if i:
             last = len(parts) >= 3 and i == len(parts) - 1
-            text += rng.choice(LAST_LINKS if last else LINKS)
+            links = LAST_LINKS if last else LINKS
+            text += rng.choice(links if wording == "trained" else OTHER_LINKS)
         text += sample.input if not i else _lowered(sample.input, case)
     return Chain(text, tuple(Call(name, sample.output) for name, sample in parts))
 
@@ -110,6 +128,7 @@ def made_chains(
     *,
     sizes: Sequence[int] | None = None,
     case: Case = "first",
+    wording: Wording = "trained",
     joined: Callable[[Sequence[tuple[str, Sample]], random.Random], Chain] | None = None,
 ) -> list[Chain]:
     """`count` chains out of the split's single samples: for training half of 2 calls and half of 3, for tests
@@ -136,7 +155,7 @@ def made_chains(
         if n > 1 and rng.random() < REPEATED:
             chosen[rng.randrange(1, n)] = chosen[0]
         parts = [(name, rng.choice(pool[name])) for name in chosen]
-        chain = join(parts, rng, case) if joined is None else joined(parts, rng)
+        chain = join(parts, rng, case, wording) if joined is None else joined(parts, rng)
         if chain.query not in seen:
             seen.add(chain.query)
             out.append(chain)

@@ -1,4 +1,5 @@
-"""Files that hold procedures: JSONL, tasks of Super-NaturalInstructions, skill files, a folder of tools.
+"""Files that hold procedures: JSONL, tasks of Super-NaturalInstructions, skill files, a folder of tools
+(that of the Berkeley leaderboard is `bfcl.py`'s).
 
 A faulty record is noted in its procedure with its file:line; how samples are split is `procedures.py`'s.
 """
@@ -13,6 +14,7 @@ from typing import Any, cast
 
 import yaml
 
+from memtoken_cli.data import bfcl
 from memtoken_cli.data.procedures import Raw, Sample, Split
 from memtoken_cli.io.errors import DataError, Problems
 from memtoken_cli.io.records import Record, decode, iter_lines, kind_of, parse_jsonl, parse_object, read_jsonl
@@ -35,6 +37,8 @@ def read_folder(path: Path, problems: Problems) -> list[Raw]:
         raise DataError(f"no such file or folder: {path}")
     if path.is_dir() and (path / TOOLS).is_file():
         return read_tools(path)
+    if (path / bfcl.ANSWERS).is_dir():
+        return bfcl.read_bfcl(path)
     raws = []
     for file in files_of(path):
         try:

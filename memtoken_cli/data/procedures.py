@@ -23,13 +23,15 @@ NAME_CHARACTERS = 128
 
 @dataclass(frozen=True)
 class Sample:
-    """One query and the responses that are right, the first of which is learned. where: file:line."""
+    """One query and the responses that are right, the first of which is learned. where: file:line. allowed:
+    JSON, what the arguments of a right tool call may be (`metrics.calls.allowed`), or nothing."""
 
     input: str
     outputs: tuple[str, ...]
     where: str
     id: str = ""
     split: Split | None = None
+    allowed: str = ""
 
     @property
     def output(self) -> str:

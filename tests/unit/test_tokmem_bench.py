@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from tiny import save, tiny_llama
 from torch import Tensor
 from torch.nn import functional as F
 
+from memtoken_cli.data.chains import Chain
 from memtoken_cli.data.procedures import Procedure, Sample
 from memtoken_cli.engine.encoder import Encoder
 from memtoken_cli.engine.expect import unmet
@@ -30,6 +31,7 @@ from memtoken_cli.methods.tokmem.exam import (
     negatives,
     written_calls,
 )
+from memtoken_cli.methods.tokmem.material import CHAINS, exam_chains, material
 from memtoken_cli.methods.tokmem.meta import Row
 from memtoken_cli.methods.tokmem.rivals_icl import Library, icl
 from memtoken_cli.methods.tokmem.rivals_rag import rag
@@ -157,6 +159,21 @@ def test_tool_marks_where_outputs_are_calls() -> None:
     assert theirs.calls["2"]["tool_f1"] == 0.5
     assert theirs.calls["2"]["arg_f1"] == 1.0
     assert summary([ours])["tool_f1"] == 1.0  # of the chains: avg comes before single calls
+    found = difference([ours], [theirs], "tool_f1")
+    assert found is not None and found.value == 0.5  # of the chains too
+
+
+def test_test_chains_are_asked_for_or_come_with_those_of_training(folder: Path, tmp_path: Path) -> None:
+    def chains(trained: int | None, **bench: Any) -> list[Chain]:
+        recipe = _recipe(folder, tmp_path, **bench)
+        recipe = replace(recipe, data=recipe.data.model_copy(update={"chains": trained}))
+        return exam_chains(recipe, material(recipe.data, None, 100, recipe.seed))
+
+    assert chains(None) == []
+    assert len(chains(2)) == CHAINS and chains(2, chains=0) == []
+    bare, other = chains(None, chains=9), chains(None, chains=9, wording="other")
+    assert {len(chain.calls) for chain in bare} == {2, 3, 4}
+    assert all(a.query != b.query for a, b in zip(bare, other, strict=True))
 
 
 def test_written_calls() -> None:

@@ -9,7 +9,7 @@ from itertools import groupby
 import pytest
 import torch
 from tiny import LETTERS, tiny_gemma3, tiny_llama, tiny_qwen2
-from tiny_bank import NAMES, tiny_bank
+from tiny_bank import NAMES, QUERIES, STRANGERS, tiny_bank
 
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError, UsageError
@@ -69,6 +69,23 @@ def test_fifty_random_chains_as_the_naive_decode_says(address, ending) -> None:
             assert list(result.ids) == Plain(BACKBONE, bank, each).decode(rendered), (trial, each)
             seen.add(sum(route.procedure is not None for route in result.routes))
     assert 1 in seen and seen & {2, 3}, "the chains are of different lengths"
+
+
+@pytest.mark.parametrize("ending", ["none", "eoc", "json"])
+def test_banks_of_all_kinds_of_queries_as_the_naive_decode_says(ending) -> None:
+    """Queries for one procedure, for several and for none, by features that lean to the first words too."""
+    rng = random.Random(f"kinds {ending}")
+    bank = tiny_bank(BACKBONE, "lda", segment_end=ending, max_procedures=3, kinds=True)
+    single = [(name, query) for name in NAMES for query in QUERIES[name]]
+    prompts = [query for _, query in rng.sample(single, 6)] + list(STRANGERS[:4])
+    prompts += [f"{a}; {b}" for (_, a), (_, b) in zip(single[::5], single[1::5], strict=True)]
+    options = [Options("auto", max_new_tokens=rng.randint(1, 6)) for _ in prompts]
+    ready, firsts = TokMem(BACKBONE, bank), set()
+    for prompt, each, result in zip(prompts, options, ready.results(prompts, options, batch=4), strict=True):
+        rendered = ready.prompts.render(prompt)
+        assert list(result.ids) == Plain(BACKBONE, bank, each).decode(rendered), prompt
+        firsts.add(result.routes[0].procedure)
+    assert None in firsts and len(firsts) > 2, "some queries are for none, others for different procedures"
 
 
 @pytest.mark.parametrize("make", [tiny_gemma3, tiny_qwen2])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtoken_cli.data import operations
-from memtoken_cli.data.chains import LAST_LINKS, LINKS, made_chains, read_chains, read_negatives
+from memtoken_cli.data.chains import LAST_LINKS, LINKS, OTHER_LINKS, made_chains, read_chains, read_negatives
 from memtoken_cli.data.procedures import Caps, Procedure, Sample, bounds, read_procedures
 from memtoken_cli.io.errors import DataError, UsageError
 
@@ -251,12 +251,19 @@ def few(n: int) -> list[Procedure]:
     return [Procedure(f"p{n}", train=samples(f"Train{n}-"), test=samples(f"Test{n}-")) for n in range(n)]
 
 
-@given(st.integers(2, 6), st.integers(0, 40), st.integers(0, 3), st.sampled_from(["first", "lower"]))
-def test_chains_say_what_they_are_made_of(n, count, seed, case):
+@given(
+    st.integers(2, 6),
+    st.integers(0, 40),
+    st.integers(0, 3),
+    st.sampled_from(["first", "lower"]),
+    st.sampled_from(["trained", "other"]),
+)
+def test_chains_say_what_they_are_made_of(n, count, seed, case, wording):
     procedures = few(n)
     by_output = {s.output: (p.name, s.input) for p in procedures for s in (*p.train, *p.test)}
-    found = {split: made_chains(procedures, split, count, seed, case=case) for split in ("train", "test")}
-    again = made_chains(procedures, "train", count, seed, case=case)
+    said = {"case": case, "wording": wording}
+    found = {split: made_chains(procedures, split, count, seed, **said) for split in ("train", "test")}
+    again = made_chains(procedures, "train", count, seed, **said)
     assert found["train"] == again
     for split, chains in found.items():
         assert len({chain.query for chain in chains}) == len(chains) <= count
@@ -268,7 +275,8 @@ def test_chains_say_what_they_are_made_of(n, count, seed, case):
                 assert name == call.procedure and split in text.lower()
                 if i:
                     last = len(chain.calls) >= 3 and i == len(chain.calls) - 1
-                    link = next(x for x in (LAST_LINKS if last else LINKS) if rest.startswith(x))
+                    links = OTHER_LINKS if wording == "other" else LAST_LINKS if last else LINKS
+                    link = next(x for x in links if rest.startswith(x))
                     rest = rest.removeprefix(link)
                     text = text.lower() if case == "lower" else text[0].lower() + text[1:]
                 assert rest.startswith(text)

@@ -32,8 +32,9 @@ from memtoken_cli.recipe.schema import Recipe
 from memtoken_cli.recipe.sections import NamedModel
 
 OURS = "tokmem-lda"
-ALWAYS = ("tests", "chains", "prompt", "max_new_tokens", "batch", "generate")  # what every sheet depends on
-COMPARED = ("top1", "rouge_l", "em")
+# what every sheet depends on
+ALWAYS = ("tests", "chains", "wording", "prompt", "max_new_tokens", "batch", "generate")
+COMPARED = ("top1", "rouge_l", "em", "tool_f1", "arg_f1")
 
 
 def bench(recipes: Sequence[Recipe], run: Run) -> list[dict[str, Any]]:

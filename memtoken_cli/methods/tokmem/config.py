@@ -140,10 +140,11 @@ class DataConfig(Section):
     """`data:` procedures: a folder with one in a file, or the toy's.
 
     Attributes:
-        path: folder of *.jsonl, SNI *.json, or skill files; excludes toy.
+        path: folder of *.jsonl, SNI *.json or skill files, of tools.json and samples.jsonl, or of BFCL's
+            files with possible_answer/; excludes toy.
         tasks: of the folder, a file with names, names, or the N with the shortest inputs.
         chains: JSONL {"query", "calls"}, or so many, made of training samples.
-        negatives: JSONL {"query"} to which no procedure answers.
+        negatives: JSONL {"query"} (or BFCL's) to which no procedure answers.
         train, val, test: at most so many samples of a procedure.
         blocks: procedures are added in so many steps, or in the given numbers.
         described: a procedure without examples is taken by its description alone.

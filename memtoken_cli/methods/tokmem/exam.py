@@ -24,16 +24,26 @@ from memtoken_cli.metrics.calls import Marks as CallMarks
 from memtoken_cli.metrics.rouge import exact, rouge_l
 
 TOP = 3
+CALL_MARKS = ("tool_f1", "arg_f1", "call_f1", "exact")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A query and its gold steps: names, and for each the responses that are right. No step: a negative."""
+    """A query and its gold steps: names, and for each the responses that are right. No step: a negative.
+    allowed: as a sample's, of each step."""
 
     query: str
     gold: tuple[str, ...]
     references: tuple[tuple[str, ...], ...] = ()
     instruction: str | None = None
+    allowed: tuple[str, ...] = ()
+
+    @property
+    def calls(self) -> list[Call]:
+        """The gold steps as tool calls."""
+        allowed = self.allowed or ("",) * len(self.gold)
+        parts = zip(self.gold, self.references, allowed, strict=True)
+        return [Call(name, texts[0], free) for name, texts, free in parts]
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ def questions(
             (p.name,),
             (sample.outputs,),
             p.instruction if instructed and p.instruction else None,
+            (sample.allowed,),
         )
         for p in procedures
         for sample in (p.test if split == "test" else p.val)[:tests]
@@ -120,7 +131,8 @@ def mark_routes(sheet: Sheet, asked: Sequence[Question], chosen: Sequence[Choice
 
 def mark_replies(sheet: Sheet, asked: Sequence[Question], replies: Sequence[Reply]) -> None:
     """Columns rouge_l, em, prompt_tokens, memory_tokens, set_match (where procedures are known); tool marks
-    where every reference is a JSON object. Negatives count tokens alone."""
+    where every reference is a JSON object, of single calls only where there are no others. Negatives count
+    tokens alone."""
     are_calls = outputs_are_calls(asked)
     each: list[CallMarks] = []
     for question, reply in zip(asked, replies, strict=True):
@@ -134,14 +146,17 @@ def mark_replies(sheet: Sheet, asked: Sequence[Question], replies: Sequence[Repl
         for name, value in values.items():
             sheet.marks.setdefault(name, []).append(value)
         if are_calls and question.gold:
-            gold = [Call(n, r[0]) for n, r in zip(question.gold, question.references, strict=True)]
-            each.append(marks(calls_of(reply), gold))
+            each.append(marks(calls_of(reply), question.calls))
     if each:
         numbers = [len(question.gold) for question in asked if question.gold]
         sheet.calls = by_number(each, numbers)
-        for name in ("tool_f1", "arg_f1", "call_f1", "exact"):
+        least = min(2, max(numbers))
+        for name in CALL_MARKS:
             told = iter(each)
-            sheet.marks[name] = [getattr(next(told), name) if q.gold else math.nan for q in asked]
+            values = [getattr(next(told), name) if q.gold else math.nan for q in asked]
+            sheet.marks[name] = [
+                v if len(q.gold) >= least else math.nan for v, q in zip(values, asked, strict=True)
+            ]
 
 
 def outputs_are_calls(asked: Sequence[Question]) -> bool:

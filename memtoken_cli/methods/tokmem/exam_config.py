@@ -47,7 +47,9 @@ class BenchSection(Section):
         rows: contestants; left out: all, those whose extra is missing as skipped.
         seeds: how many, from the recipe's on; contestants without training have one.
         lora_seeds: of LoRA, which takes longest; left out: as many.
-        tests: questions of each procedure. chains: generated test chains (where training has some).
+        tests: questions of each procedure. chains: generated test chains; left out: 150 where training has
+            some.
+        wording: the connecting words of test chains: those of the generated training chains, or others.
         prompt: the form of the questions.
         max_new_tokens, batch: of decoding.
         generate: also answers; otherwise routing alone, with untrained control rows.
@@ -62,7 +64,8 @@ class BenchSection(Section):
     seeds: int = Field(default=3, ge=1)
     lora_seeds: int | None = Field(default=None, ge=1)
     tests: int = Field(default=40, ge=1)
-    chains: int = Field(default=150, ge=0)
+    chains: int | None = Field(default=None, ge=0)
+    wording: Literal["trained", "other"] = "trained"
     prompt: Literal["query", "instruction+query"] = "query"
     max_new_tokens: int = Field(default=256, ge=1)
     batch: int = Field(default=16, ge=1)

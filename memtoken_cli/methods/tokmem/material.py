@@ -13,6 +13,8 @@ from memtoken_cli.methods.tokmem.examples import blocks_of, fits
 from memtoken_cli.methods.tokmem.prompt import Prompts
 from memtoken_cli.recipe.schema import Recipe
 
+CHAINS = 150  # to test with
+
 
 @dataclass(frozen=True)
 class Material:
@@ -94,13 +96,16 @@ def procedures_of(data: DataConfig, check: Callable[[str, Sample], str | None] |
 
 
 def exam_chains(recipe: Recipe, found: Material) -> list[Chain]:
-    """Chains of test samples, generated where training has some: as many as the recipe's bench asks with."""
+    """Chains of test samples: as many as the recipe's bench asks with, or CHAINS where training has some."""
     data, count = recipe.data, recipe.data.bench.chains
-    if not found.chains or not count:
+    if count is None:
+        count = CHAINS if found.chains else 0
+    if not count:
         return []
     if data.toy is not None:
         return made_chains(found.procedures, "test", count, recipe.seed, joined=operations.join)
-    return made_chains(found.procedures, "test", count, recipe.seed, case=data.case)
+    wording = data.bench.wording
+    return made_chains(found.procedures, "test", count, recipe.seed, case=data.case, wording=wording)
 
 
 def _chains(data: DataConfig, items: Sequence[Procedure], known: Sequence[str], seed: int) -> list[Chain]:
