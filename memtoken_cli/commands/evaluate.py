@@ -89,6 +89,10 @@ def _artifact(path: str, overrides: list[str], data: str | None, model: str | No
     from memtoken_cli import methods
     from memtoken_cli.commands.artifacts import peek
 
+    for key, _, value in (argument.partition("=") for argument in overrides):
+        if key in ("data", "data.path"):  # as of a recipe
+            hint = f"memtok evaluate {path} --data {value}"
+            raise UsageError(f"{key} is a recipe's key, an artifact's data are an option", hint=hint)
     if path != "-" and _examined(path, overrides, data, model, common):
         return
     source = peek(path)

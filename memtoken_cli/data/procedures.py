@@ -6,7 +6,7 @@ Which files hold them is `procedure_files.py`'s; chains of several are `chains.p
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -94,10 +94,12 @@ class Raw:
 
 @dataclass(frozen=True)
 class Procedures:
-    """What a folder holds. skipped: bad records that were left out, each with its place."""
+    """What a folder holds. skipped: bad records that were left out, each with its place. others: how many
+    procedures were not asked for."""
 
     items: tuple[Procedure, ...]
     skipped: tuple[str, ...] = ()
+    others: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,6 +114,7 @@ def read_procedures(
     path: str | Path,
     *,
     tasks: str | int | Sequence[str] | None = None,
+    only: Collection[str] | None = None,
     caps: Caps | None = None,
     skip_bad: bool = False,
     described: bool = False,
@@ -121,6 +124,7 @@ def read_procedures(
 
     Args:
         tasks: only these: a file of names, names, or the N with the shortest inputs, at most N/6 a category.
+        only: names; procedures of others are left out, whatever is wrong with them, and there may be none.
         check: says what is wrong with a sample of a procedure (too long, say), or None.
 
     Raises DataError with every problem at its file:line; with `skip_bad` those of single records are left out
@@ -132,6 +136,8 @@ def read_procedures(
     raws = read_folder(Path(path), problems)
     if tasks is not None:
         raws = shortest(raws, tasks) if isinstance(tasks, int) else _named(raws, tasks, problems)
+    known = [raw for raw in raws if only is None or raw.name in only]
+    others, raws = len(raws) - len(known), known
     skipped: list[str] = []
     items = []
     seen: dict[str, str] = {}
@@ -154,10 +160,10 @@ def read_procedures(
             if not raw.problems or skip_bad:
                 problems.add(error)
     problems.raise_any()
-    if not items:
+    if not items and not others:
         hint = "a folder of *.jsonl, task *.json or skill *.md files"
         raise DataError(f"no procedures in {path}", hint=hint)
-    return Procedures(tuple(sorted(items, key=lambda item: item.name)), tuple(skipped))
+    return Procedures(tuple(sorted(items, key=lambda item: item.name)), tuple(skipped), others)
 
 
 def _passes(raw: Raw, sample: Sample, check: Callable[[str, Sample], str | None]) -> bool:

@@ -108,12 +108,31 @@ def test_routing_alone(memtok: Memtok, trained: tuple[Path, Path]) -> None:
     assert "rouge_l" not in total
 
 
+def test_bad_records_of_other_procedures_are_nobodys_business(
+    memtok: Memtok, trained: tuple[Path, Path]
+) -> None:
+    bank, folder = trained
+    line = ("evaluate", str(bank), "--data", str(folder), "generate=false")
+    before = memtok(*line)
+    (folder / "birds.jsonl").write_text('{"input": "a", "output": ""}\n')
+    ran = memtok(*line)
+    assert (ran.code, ran.text) == (0, before.text)
+    assert "1 procedures of" in ran.err
+    with (folder / "cats.jsonl").open("a") as file:
+        file.write('{"input": "a", "output": ""}\n')
+    ran = memtok(*line)
+    assert ran.code == 3 and "cats.jsonl:28" in ran.err
+
+
 def test_what_cannot_be_measured(memtok: Memtok, trained: tuple[Path, Path], tmp_path: Path) -> None:
     bank, folder = trained
     assert memtok("evaluate", str(bank)).code == 2
     ran = memtok("evaluate", str(bank), "--data", str(folder), "tets=3")
     assert ran.code == 2
     assert "test" in ran.err
+    for key in ("data", "data.path"):
+        ran = memtok("evaluate", str(bank), f"{key}={folder}")
+        assert ran.code == 2 and f"--data {folder}" in ran.err
     other = tmp_path / "other"
     other.mkdir()
     lines = [json.dumps({"input": f"a{i}", "output": "b"}) for i in range(9)]

@@ -102,12 +102,12 @@ def of_recipe(recipe: Recipe, run: Run) -> dict[str, Any]:
 
 
 def _tests(bank: Bank, data: str, keys: EvaluateKeys, run: Run) -> list[Question]:
-    found = read_procedures(data, tasks=keys.tasks, caps=Caps(test=keys.test))
-    known: list[Procedure] = [p for p in found.items if p.name in bank.names and p.test]
+    found = read_procedures(data, tasks=keys.tasks, only=bank.names, caps=Caps(test=keys.test))
+    known: list[Procedure] = [p for p in found.items if p.test]
     if not known:
         raise UsageError(f"the bank has no procedure of {data}", hint="--data DIR, the folder it was made of")
-    if len(known) < len(found.items):
-        run.note(f"{len(found.items) - len(known)} procedures of {data} are not in the bank: left out")
+    if found.others:
+        run.note(f"{found.others} procedures of {data} are not in the bank: left out")
     return questions(known, keys.test, keys.prompt == "instruction+query")
 
 
