@@ -25,10 +25,11 @@ Wording = Literal["trained", "other"]  # the connecting words of training chains
 
 @dataclass(frozen=True)
 class Call:
-    """One step: a procedure and its response."""
+    """One step: a procedure and its response. allowed: as a sample's."""
 
     procedure: str
     output: str
+    allowed: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def join(
             links = LAST_LINKS if last else LINKS
             text += rng.choice(links if wording == "trained" else OTHER_LINKS)
         text += sample.input if not i else _lowered(sample.input, case)
-    return Chain(text, tuple(Call(name, sample.output) for name, sample in parts))
+    return Chain(text, tuple(Call(name, sample.output, sample.allowed) for name, sample in parts))
 
 
 def _lowered(text: str, case: Case) -> str:

@@ -1,13 +1,15 @@
 """Files of the Berkeley leaderboard as procedures, and calls that its gold allows."""
 
 import json
+import random
 
 import pytest
 
 from memtoken_cli.data.bfcl import read_bfcl, said
-from memtoken_cli.data.chains import read_negatives
+from memtoken_cli.data.chains import join, read_negatives
 from memtoken_cli.data.procedures import read_procedures
 from memtoken_cli.io.errors import DataError
+from memtoken_cli.methods.tokmem.exam import chain_questions
 from memtoken_cli.metrics.calls import Call, allowed, marks
 
 AREA = {
@@ -52,6 +54,10 @@ def test_functions_are_procedures_and_questions_with_one_call_their_samples(tmp_
     assert raw.instruction.endswith("Parameters: base (integer), unit (string, optional).")
     (procedure,) = read_procedures(tmp_path).items
     assert procedure.name == "geo.area" and len(procedure.train) == 2
+    chain = join([("geo.area", raw.samples[0]), ("geo.area", raw.samples[1])], random.Random(0))
+    (asked_for,) = chain_questions([chain])
+    made = [Call("geo.area", text) for text in ('{"base": 10.5}', '{"base": 10, "unit": "cm"}')]
+    assert marks(made, asked_for.calls).exact == 1
 
 
 def test_the_shortest_call_is_among_the_allowed():

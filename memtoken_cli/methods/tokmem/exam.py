@@ -85,7 +85,10 @@ def questions(
 def chain_questions(chains: Sequence[Chain]) -> list[Question]:
     return [
         Question(
-            chain.query, tuple(c.procedure for c in chain.calls), tuple((c.output,) for c in chain.calls)
+            chain.query,
+            tuple(c.procedure for c in chain.calls),
+            tuple((c.output,) for c in chain.calls),
+            allowed=tuple(c.allowed for c in chain.calls),
         )
         for chain in chains
     ]
