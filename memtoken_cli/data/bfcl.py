@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from memtoken_cli.data.procedures import Raw, Sample
+from memtoken_cli.data.procedures import Raw, Sample, tool_of
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.io.records import iter_jsonl
 
@@ -91,5 +91,4 @@ def _function(name: str, question: Mapping[str, Any], where: str) -> Raw:
         description = str(told.get("description", ""))
     except (KeyError, TypeError, AttributeError, StopIteration):
         raise DataError(f'"function" does not define {name}', where=where) from None
-    text = f"Call the tool {name} ({description}). Answer with its arguments as JSON."
-    return Raw(name, where, description, text + (f" Parameters: {', '.join(listed)}." if listed else ""))
+    return tool_of(name, where, description, listed)

@@ -128,16 +128,14 @@ def made_chains(
     seed: int,
     *,
     sizes: Sequence[int] | None = None,
-    case: Case = "first",
-    wording: Wording = "trained",
-    joined: Callable[[Sequence[tuple[str, Sample]], random.Random], Chain] | None = None,
+    joined: Callable[[Sequence[tuple[str, Sample]], random.Random], Chain] = join,
 ) -> list[Chain]:
     """`count` chains out of the split's single samples: for training half of 2 calls and half of 3, for tests
     2, 3 and 4 in equal parts.
 
     Procedures of a chain differ, but for one chain in ten, where one of them comes twice. The same seed makes
     the same chains; training and test share no query, since they share no sample. sizes: other numbers of
-    calls. joined: how parts become a query, where it is not `join`. Raises DataError for too few procedures.
+    calls. joined: how parts become a query. Raises DataError for too few procedures.
     """
     rng = random.Random(f"{seed} {split} chains")
     pool = {p.name: p.train if split == "train" else p.test for p in procedures}
@@ -156,7 +154,7 @@ def made_chains(
         if n > 1 and rng.random() < REPEATED:
             chosen[rng.randrange(1, n)] = chosen[0]
         parts = [(name, rng.choice(pool[name])) for name in chosen]
-        chain = join(parts, rng, case, wording) if joined is None else joined(parts, rng)
+        chain = joined(parts, rng)
         if chain.query not in seen:
             seen.add(chain.query)
             out.append(chain)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import yaml
 
 from memtoken_cli.data import bfcl
-from memtoken_cli.data.procedures import Raw, Sample, Split
+from memtoken_cli.data.procedures import Raw, Sample, Split, tool_of
 from memtoken_cli.io.errors import DataError, Problems
 from memtoken_cli.io.records import Record, decode, iter_lines, kind_of, parse_jsonl, parse_object, read_jsonl
 
@@ -253,7 +253,4 @@ def read_tools(folder: Path) -> list[Raw]:
 
 
 def _tool(name: str, tool: Mapping[str, Any], file: Path) -> Raw:
-    slots = ", ".join(tool.get("parameters", {}))
-    description = str(tool.get("description", ""))
-    text = f"Call the tool {name} ({description}). Answer with its arguments as JSON."
-    return Raw(name, str(file), description, text + (f" Parameters: {slots}." if slots else ""))
+    return tool_of(name, str(file), str(tool.get("description", "")), list(tool.get("parameters", {})))

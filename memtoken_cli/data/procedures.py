@@ -92,6 +92,13 @@ class Raw:
         return sum(len(s.input) for s in self.samples) / max(1, len(self.samples))
 
 
+def tool_of(name: str, where: str, description: str, parameters: Sequence[str]) -> Raw:
+    """A tool without samples, and the instruction to call it."""
+    slots = f" Parameters: {', '.join(parameters)}." if parameters else ""
+    text = f"Call the tool {name} ({description}). Answer with its arguments as JSON."
+    return Raw(name, where, description, text + slots)
+
+
 @dataclass(frozen=True)
 class Procedures:
     """What a folder holds. skipped: bad records that were left out, each with its place. others: how many

@@ -95,11 +95,11 @@ def marks(made: Sequence[Call], gold: Sequence[Call]) -> Marks:
 def _as_gold(call: Call, gold: Sequence[Call]) -> str | None:
     """The canonical arguments of a made call; of one that a gold call of its name allows, that one's."""
     found = canonical(call.arguments)
-    for right in gold if found is not None else ():
-        free = right.allowed and right.procedure == call.procedure
-        if found is not None and free and allowed(json.loads(found), json.loads(right.allowed)):
-            return canonical(right.arguments)
-    return found
+    if found is None:
+        return None
+    same = (right for right in gold if right.allowed and right.procedure == call.procedure)
+    right = next((r for r in same if allowed(json.loads(found), json.loads(r.allowed))), None)
+    return found if right is None else canonical(right.arguments)
 
 
 def f1(made: Sequence[Hashable] | set[Any], gold: Sequence[Hashable] | set[Any]) -> float:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtoken_cli.data import operations
-from memtoken_cli.data.chains import LAST_LINKS, LINKS, OTHER_LINKS, made_chains, read_chains, read_negatives
+from memtoken_cli.data.chains import (
+    LAST_LINKS,
+    LINKS,
+    OTHER_LINKS,
+    join,
+    made_chains,
+    read_chains,
+    read_negatives,
+)
 from memtoken_cli.data.procedures import Caps, Procedure, Sample, bounds, read_procedures
 from memtoken_cli.io.errors import DataError, UsageError
 
@@ -261,9 +270,9 @@ def few(n: int) -> list[Procedure]:
 def test_chains_say_what_they_are_made_of(n, count, seed, case, wording):
     procedures = few(n)
     by_output = {s.output: (p.name, s.input) for p in procedures for s in (*p.train, *p.test)}
-    said = {"case": case, "wording": wording}
-    found = {split: made_chains(procedures, split, count, seed, **said) for split in ("train", "test")}
-    again = made_chains(procedures, "train", count, seed, **said)
+    said = partial(join, case=case, wording=wording)
+    found = {split: made_chains(procedures, split, count, seed, joined=said) for split in ("train", "test")}
+    again = made_chains(procedures, "train", count, seed, joined=said)
     assert found["train"] == again
     for split, chains in found.items():
         assert len({chain.query for chain in chains}) == len(chains) <= count

@@ -153,13 +153,11 @@ def mark_replies(sheet: Sheet, asked: Sequence[Question], replies: Sequence[Repl
     if each:
         numbers = [len(question.gold) for question in asked if question.gold]
         sheet.calls = by_number(each, numbers)
-        least = min(2, max(numbers))
+        least, told = min(2, max(numbers)), iter(each)
+        by_question = [next(told) if question.gold else None for question in asked]
+        kept = [m if len(q.gold) >= least else None for m, q in zip(by_question, asked, strict=True)]
         for name in CALL_MARKS:
-            told = iter(each)
-            values = [getattr(next(told), name) if q.gold else math.nan for q in asked]
-            sheet.marks[name] = [
-                v if len(q.gold) >= least else math.nan for v, q in zip(values, asked, strict=True)
-            ]
+            sheet.marks[name] = [math.nan if m is None else getattr(m, name) for m in kept]
 
 
 def outputs_are_calls(asked: Sequence[Question]) -> bool:

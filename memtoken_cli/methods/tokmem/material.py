@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from memtoken_cli.data import operations
-from memtoken_cli.data.chains import Chain, made_chains, read_chains, read_negatives
+from memtoken_cli.data.chains import Chain, join, made_chains, read_chains, read_negatives
 from memtoken_cli.data.procedures import Caps, Procedure, Procedures, Sample, read_procedures
 from memtoken_cli.methods.tokmem.config import DataConfig
 from memtoken_cli.methods.tokmem.examples import blocks_of, fits
@@ -102,15 +103,14 @@ def exam_chains(recipe: Recipe, found: Material) -> list[Chain]:
         count = CHAINS if found.chains else 0
     if not count:
         return []
-    if data.toy is not None:
-        return made_chains(found.procedures, "test", count, recipe.seed, joined=operations.join)
-    wording = data.bench.wording
-    return made_chains(found.procedures, "test", count, recipe.seed, case=data.case, wording=wording)
+    said = partial(join, case=data.case, wording=data.bench.wording)
+    joined = said if data.toy is None else operations.join
+    return made_chains(found.procedures, "test", count, recipe.seed, joined=joined)
 
 
 def _chains(data: DataConfig, items: Sequence[Procedure], known: Sequence[str], seed: int) -> list[Chain]:
     if data.chains is None:
         return []
     if isinstance(data.chains, int):
-        return made_chains(items, "train", data.chains, seed, case=data.case)
+        return made_chains(items, "train", data.chains, seed, joined=partial(join, case=data.case))
     return read_chains(data.chains, [*known, *(item.name for item in items)])
