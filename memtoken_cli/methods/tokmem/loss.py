@@ -21,6 +21,8 @@ from memtoken_cli.engine.prefix_cache import Kept
 from memtoken_cli.engine.task import Loss
 from memtoken_cli.methods.tokmem.examples import IGNORE, Layout
 
+PADDED = 32  # tokens that cost about what another forward costs beside its own
+
 
 @dataclass(frozen=True)
 class Table:
@@ -47,10 +49,15 @@ def sequence_loss(
 
     pseudo: states [N,E] and procedures [N] that are added at the routing loss.
     """
-    (h_BUE,) = states_behind(backbone, table.table_RE, kept, layouts)
-    target_BU = _padded([one.targets for one in layouts], IGNORE).to(backbone.device)
-    wanted_BU = target_BU != IGNORE
-    h_ME, target_M = h_BUE[wanted_BU], target_BU[wanted_BU]
+    states, targets = [], []
+    for rows in alike([len(one.ids) for one in layouts]):
+        some = [layouts[i] for i in rows]
+        (h_BUE,) = states_behind(backbone, table.table_RE, [kept[i] for i in rows], some)
+        target_BU = _padded([one.targets for one in some], IGNORE).to(backbone.device)
+        wanted_BU = target_BU != IGNORE
+        states.append(h_BUE[wanted_BU])
+        targets.append(target_BU[wanted_BU])
+    h_ME, target_M = torch.cat(states), torch.cat(targets)
     first_B = torch.tensor([one.first for one in layouts], device=backbone.device)
     if bool((first_B != IGNORE).any()):
         h_ME = torch.cat([h_BE.to(h_ME), h_ME])
@@ -59,6 +66,19 @@ def sequence_loss(
         h_ME = torch.cat([h_ME, pseudo[0].to(h_ME)])
         target_M = torch.cat([target_M, pseudo[1].to(target_M) + backbone.dims.vocab + 1])
     return positions_loss(backbone, table, h_ME, target_M)
+
+
+def alike(lengths: Sequence[int]) -> list[list[int]]:
+    """The rows of each forward, shortest first: one that would pad those before it by more than PADDED tokens
+    in all begins the next."""
+    out: list[list[int]] = []
+    longest = 0
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if not out or len(out[-1]) * (lengths[i] - longest) > PADDED:
+            out.append([])
+        out[-1].append(i)
+        longest = lengths[i]
+    return out
 
 
 def states_behind(
