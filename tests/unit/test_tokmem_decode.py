@@ -80,11 +80,14 @@ def test_banks_of_all_kinds_of_queries_as_the_naive_decode_says(ending) -> None:
     prompts = [query for _, query in rng.sample(single, 6)] + list(STRANGERS[:4])
     prompts += [f"{a}; {b}" for (_, a), (_, b) in zip(single[::5], single[1::5], strict=True)]
     options = [Options("auto", max_new_tokens=rng.randint(1, 6)) for _ in prompts]
-    ready, firsts = TokMem(BACKBONE, bank), set()
+    ready, firsts, told = TokMem(BACKBONE, bank), set(), set()
     for prompt, each, result in zip(prompts, options, ready.results(prompts, options, batch=4), strict=True):
         rendered = ready.prompts.render(prompt)
         assert list(result.ids) == Plain(BACKBONE, bank, each).decode(rendered), prompt
         firsts.add(result.routes[0].procedure)
+        told.add((result.routes[0].several, sum(route.procedure is not None for route in result.routes) > 1))
+    assert {False, True} == {several for several, _ in told}
+    assert (False, True) not in told, "a query for one procedure ends after it"
     assert None in firsts and len(firsts) > 2, "some queries are for none, others for different procedures"
 
 

@@ -11,9 +11,9 @@ from random_bank import WIDTH, bank, samples, seeded
 from memtoken_cli.methods.tokmem import kinds
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import FEATURES, Feature
-from memtoken_cli.methods.tokmem.kinds import Axis, FirstSite
+from memtoken_cli.methods.tokmem.kinds import Axis, FirstSite, NextSite
 from memtoken_cli.methods.tokmem.lda import Scorer
-from memtoken_cli.methods.tokmem.statistics import TEXT, Class, Statistics, collect, merged
+from memtoken_cli.methods.tokmem.statistics import END, TEXT, Class, Statistics, collect, merged
 
 NAMES = ("a", "b", "c", "d")
 LEAD = (*FEATURES[:2], Feature(depth=0.5, pool="lead"))
@@ -132,6 +132,36 @@ def test_text_stands_alike_beside_both_kinds():
         assert x_BL.shape[1] == P + 1
     torch.testing.assert_close(one_BL[:, P] - one_BL[:, :P].amax(1), all_BL[:, P] - all_BL[:, :P].amax(1))
     assert torch.equal(all_BL[:, :P], site.several.scores(mixed)[said])
+
+
+def ends(count=40):
+    """What is last lies off to a third side, whatever was said."""
+    aside = -4 * torch.ones(WIDTH) / WIDTH**0.5
+    generator = seeded("ends")
+    return [Class(END)] * count, [torch.randn(count, WIDTH, generator=generator) + aside for _ in range(3)]
+
+
+def test_the_end_is_told_from_all_that_may_follow():
+    classes, features = of_one()
+    asked = [i for i, c in enumerate(classes) if c.facet == "query"]
+    classes, features = [classes[i] for i in asked], [x[asked] for x in features]
+    following, last = collect(classes, features, 3), collect(*ends(), 3)
+    both = following.merge(last)
+    site = kinds.boundary(both, NAMES, SHRINKAGE, 0.5)
+    assert isinstance(site, NextSite) and site.labels == (*NAMES, END)
+    for x, wanted in ((features, [c.procedure for c in classes]), (ends()[1], [END] * 40)):
+        chosen = site.log_probs(x).argmax(1)
+        assert torch.equal(chosen == len(NAMES), site.axis.score(x) > 0)
+        assert np.mean([site.labels[i] == w for i, w in zip(chosen.tolist(), wanted, strict=True)]) > 0.9
+    plain = Scorer.of(both, NAMES, SHRINKAGE, 0.5).scores(features)[:, : len(NAMES)]
+    ours = site.scores(features)[:, : len(NAMES)]
+    torch.testing.assert_close(plain - plain[:, :1], ours - ours[:, :1])
+    halves = [collect(classes[i::2], [x[i::2] for x in features], 3) for i in (1, 0)]
+    joined = kinds.boundary(merged([last, *halves]), NAMES, SHRINKAGE, 0.5)
+    want, got = site.scores(features), joined.scores(features)
+    assert (want - got).abs().max() <= 1e-9 * want.abs().max()
+    assert isinstance(kinds.boundary(following, NAMES, SHRINKAGE, 0.5), Scorer), "nothing was the last"
+    assert isinstance(kinds.boundary(last, NAMES, SHRINKAGE, 0.5), Scorer), "nothing was seen to follow"
 
 
 def test_a_procedure_without_chains_is_known_by_its_queries_for_one():

@@ -26,6 +26,7 @@ from memtoken_cli.methods.tokmem.config import Config, TrainConfig
 from memtoken_cli.methods.tokmem.examples import IGNORE, Example, Segment, blocks_of, layout
 from memtoken_cli.methods.tokmem.features import Frozen
 from memtoken_cli.methods.tokmem.learn import Block, Item, Learning
+from memtoken_cli.methods.tokmem.loss import alike
 from memtoken_cli.methods.tokmem.material import Material
 from memtoken_cli.methods.tokmem.plan import plan
 from memtoken_cli.methods.tokmem.pool import Pool
@@ -66,6 +67,7 @@ def learning(name: str, config: Config, gib: float, tokens: int, chains: bool = 
     pool.read(made)
     apart = config.address == "decoupled"
     eoc = Parameter(0.3 * torch.randn(1, backbone.dims.width, generator=generator))
+    guided = config.address == "lda" and config.segment_end == "eoc"
     return Learning(
         backbone,
         pool,
@@ -78,6 +80,7 @@ def learning(name: str, config: Config, gib: float, tokens: int, chains: bool = 
         0,
         1e-2,
         addresses[:1] if apart else None,
+        Parameter(addresses) if guided else None,
     )
 
 
@@ -105,18 +108,21 @@ def naive(task: Learning) -> tuple[float, dict[str, torch.Tensor]]:
         control = task.control(0).detach().flatten(0, 1)
         eoc = torch.zeros(1, words.shape[1]) if task.eoc_1E is None else task.eoc_1E.detach()
     embedding = Parameter(torch.cat([words, eoc, control]))
-    routed = config.address != "lda"
+    routed, guided = config.address != "lda", task.next_PE is not None
     head = [model.get_output_embeddings().weight.detach(), eoc]
     if config.address == "coupled":
         head.append(task.control(0).detach()[:, 0])
     elif routed:
         head.append(task._addresses(0).detach())
+    elif guided:
+        head.append(task.next_PE.detach())
     head = Parameter(torch.cat(head))
     open_V = torch.ones(len(head), dtype=torch.bool)
     open_V[V] = task.eoc_1E is not None
     total, count = 0.0, 0
     for example in task.blocks[0].examples:
-        laid = layout(example.segments, V, k, task.end, config.segment_end, routed)
+        targets = "all" if routed else "next" if guided else "words"
+        laid = layout(example.segments, V, k, task.end, config.segment_end, targets)
         prompt = example.prompts["query"].ids
         ids = torch.tensor([*prompt, *laid.ids])
         labels = torch.tensor([IGNORE] * (len(prompt) - 1) + [laid.first, *laid.targets])
@@ -137,6 +143,8 @@ def naive(task: Learning) -> tuple[float, dict[str, torch.Tensor]]:
         moved["control.0"][:, 0] += head.grad[V + 2 :]
     elif routed:
         moved["address.0"] = head.grad[V + 2 :]
+    elif guided:
+        moved["next"] = head.grad[V + 1 :]
     if task.eoc_1E is not None:
         moved["eoc"] = embedding.grad[V : V + 1] + head.grad[V : V + 1]
     return float(total.detach() / count), moved
@@ -186,6 +194,26 @@ def test_prompts_share_what_they_begin_with_and_are_kept():
     assert all(p.kept is None for p in split.pool.found.values())
 
 
+def test_which_rows_share_a_forward():
+    assert alike([]) == [] and alike([5]) == [[0]]
+    assert alike([9, 9, 9]) == [[0, 1, 2]]
+    lengths = [100, 8, 20, 104, 10, 60]
+    assert [[lengths[i] for i in rows] for rows in alike(lengths)] == [[8, 10, 20], [60], [100, 104]]
+
+
+def test_rows_in_forwards_of_their_own_teach_what_they_teach_together(monkeypatch):
+    task = learning("llama", Config(prompt="query", segment_end="eoc", address="coupled"), 1.0, 2)
+    forwards, found = [], []
+    for padded in (0, 10**6):
+        monkeypatch.setattr("memtoken_cli.methods.tokmem.loss.PADDED", padded)
+        forwards.append(len(alike([len(task.layout(e, 0).ids) for e in task.blocks[0].examples])))
+        found.append(fast(task))
+    assert forwards[0] > forwards[1] == 1
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    for key, x in found[0][1].items():
+        assert float((found[1][1][key] - x).norm() / x.norm()) <= 1e-5, key
+
+
 def test_a_sample_does_not_feel_its_batch():
     task = learning("llama", Config(prompt="query", segment_end="eoc"), 1.0, 1)
     items = [Item(e, "query") for e in task.blocks[0].examples]
@@ -209,17 +237,31 @@ def test_the_backbone_and_old_rows_stay_as_they_are():
 
 def test_what_each_token_must_be_followed_by():
     two = [Segment(0, (7, 8)), Segment(2, (9,))]
-    routed = layout(two, 64, 1, 2, "none", True)
+    routed = layout(two, 64, 1, 2, "none", "all")
     assert routed.ids == (65, 7, 8, 67, 9)
     assert (routed.first, *routed.targets) == (65, 7, 8, 67, 9, 2)
-    closed = layout(two, 64, 1, 2, "none", False)
+    closed = layout(two, 64, 1, 2, "none", "words")
     assert (closed.first, *closed.targets) == (IGNORE, 7, 8, 2, 9, 2)
-    ended = layout(two, 64, 2, 2, "eoc", True)
+    ended = layout(two, 64, 2, 2, "eoc", "all")
     assert ended.ids == (65, 66, 7, 8, 64, 69, 70, 9, 64)
     assert (ended.first, *ended.targets) == (65, IGNORE, 7, 8, 64, 67, IGNORE, 9, 64, 2)
     assert ended.ends == ((range(2, 4), 4), (range(7, 8), 8))
-    apart = layout(two, 64, 2, 2, "eoc", False)
+    guided = layout(two, 64, 2, 2, "eoc", "next")
+    assert (guided.ids, guided.first, guided.targets) == (ended.ids, IGNORE, ended.targets)
+    apart = layout(two, 64, 2, 2, "eoc", "words")
     assert (apart.first, *apart.targets) == (IGNORE, IGNORE, 7, 8, 64, IGNORE, IGNORE, 9, 64, IGNORE)
+
+
+def test_the_end_row_learns_what_comes_next_in_the_first_block_alone():
+    task = learning("llama", Config(prompt="query", segment_end="eoc"), 1.0, 1)
+    assert set(task.phases()[0].parameters) == {"control.0", "eoc", "next"}
+    chain = next(e for e in task.blocks[0].examples if len(e.segments) > 1)
+    second, vocabulary = chain.segments[1].row, family("llama").dims.vocab
+    assert vocabulary + 1 + second in task.layout(chain, 0).targets
+    assert max(task.layout(chain, 1).targets) == vocabulary, "the end of a segment, and no procedure"
+    assert task.table(0).address_AE is task.next_PE and task.table(1).address_AE is None
+    loss = task.items_loss([Item(chain, "query")], 0)
+    assert loss.metrics["routing"][1] == len(chain.segments) - 1
 
 
 def test_blocks():

@@ -94,7 +94,7 @@ class Adapting:
         end = Prompts(backbone.tokenizer).end
         ids, targets = [], []
         for example in part:
-            laid = layout(example.segments, backbone.dims.vocab, k, end, "none", True)
+            laid = layout(example.segments, backbone.dims.vocab, k, end, "none", "all")
             prompt = example.prompts[QUERY].ids
             ids.append([*prompt, *laid.ids])
             targets.append([IGNORE] * (len(prompt) - 1) + [laid.first, *laid.targets])

@@ -100,7 +100,7 @@ def states_of(task: Learning, b: int, examples: Sequence[Example]) -> States:
 @torch.no_grad()
 def boundary_states(task: Learning, b: int, example: Example, form: str) -> list[Tensor]:
     """The final state behind each segment, under the control rows of now."""
-    laid = task.layout(example)
+    laid = task.layout(example, b)
     kept = task.pool.frozen.kept([task.pool.get(example, form)])
     (h_1UE,) = states_behind(task.backbone, task.table(b).table_RE, kept, [laid])
     return [h_1UE[0, at].float().cpu() for _, at in laid.ends]

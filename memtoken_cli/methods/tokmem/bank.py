@@ -22,8 +22,6 @@ from memtoken_cli.engine.memory import Rows
 from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem import kinds
-from memtoken_cli.methods.tokmem.kinds import FirstSite
-from memtoken_cli.methods.tokmem.lda import Scorer
 from memtoken_cli.methods.tokmem.meta import Block as Block
 from memtoken_cli.methods.tokmem.meta import Meta as Meta
 from memtoken_cli.methods.tokmem.meta import Row as Row
@@ -113,12 +111,12 @@ class Bank:
             raise unknown(name, self.names)
         return self.names.index(name)
 
-    def scorer(self, site: Site = "first", names: Sequence[str] | None = None) -> Scorer | FirstSite:
+    def scorer(self, site: Site = "first", names: Sequence[str] | None = None) -> kinds.AnyScorer:
         """Scores of the procedures (all of them, in their order) at a site that has statistics."""
         wanted, shrinkage = self.names if names is None else names, self.meta.shrinkage
         if site == "first":
             return kinds.first_site(self.sites, wanted, self.meta.features, shrinkage, self.alpha)
-        return Scorer.of(self.sites[site], wanted, shrinkage, self.alpha.get(site, 1.0))
+        return kinds.boundary(self.sites[site], wanted, shrinkage, self.alpha.get(site, 1.0))
 
     def projected(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Features as statistics keep them: [..., D] to [..., Q] where the bank has a map."""

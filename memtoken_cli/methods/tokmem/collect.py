@@ -94,7 +94,7 @@ def boundary_site(
     for start in range(0, len(order), ROWS):
         part = order[start : start + ROWS]
         prefixes = [task.pool.get(example, QUERY) for example in part]
-        laid = [task.layout(example) for example in part]
+        laid = [task.layout(example, b) for example in part]
         states = states_behind(task.backbone, table_RE, task.pool.frozen.kept(prefixes), laid, every=True)
         for i, (example, one, prefix) in enumerate(zip(part, laid, prefixes, strict=True)):
             after = [*(own.get(s.row) for s in example.segments[1:]), END]

@@ -189,7 +189,7 @@ class _Batch:
                 continue
             top_k = max(live.row.plan.top_k for live in lives)
             states = [self._state(live, site) for live in lives]
-            choices = [live.row.plan.choice for live in lives]
+            choices = [live.row.choice for live in lives]
             for live, route in zip(
                 lives, self.decoder.router.pick(site, states, choices, top_k), strict=True
             ):

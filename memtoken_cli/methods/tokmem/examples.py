@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from memtoken_cli.data.chains import Chain
 from memtoken_cli.data.procedures import Procedure, Sample
@@ -17,6 +18,7 @@ from memtoken_cli.methods.tokmem.statistics import FACETS
 
 QUERY, FULL = FACETS
 IGNORE = -100
+Targets = Literal["all", "next", "words"]  # every procedure, those after the first, or none
 
 
 @dataclass(frozen=True)
@@ -121,32 +123,32 @@ class Layout:
 
 
 def layout(
-    segments: Sequence[Segment], vocab: int, tokens: int, end: int, segment_end: SegmentEnd, routed: bool
+    segments: Sequence[Segment], vocab: int, tokens: int, end: int, segment_end: SegmentEnd, targets: Targets
 ) -> Layout:
     """What `a_m1 r_1 .. [EOC] a_m2 r_2 .. [EOC]` teaches (eq. 2, infix).
 
-    routed: procedures are targets (trained addresses). Otherwise every segment ends with the EOS (or EOC)
-    target, and what follows it is not the vocabulary's to say.
+    targets: which procedures are to be said. Where none are, every segment ends with the EOS (or EOC) target,
+    and what follows it is not the vocabulary's to say.
     """
     ids: list[int] = []
-    targets: list[int] = []
+    said: list[int] = []
     ends = []
     for n, segment in enumerate(segments):
         ids += [vocab + 1 + segment.row * tokens + j for j in range(tokens)]
-        targets += [IGNORE] * (tokens - 1)
+        said += [IGNORE] * (tokens - 1)
         start = len(ids)
         ids += segment.ids
-        targets += segment.ids
+        said += segment.ids
         last = n + 1 == len(segments)
         after = end if last else vocab + 1 + segments[n + 1].row
         if segment_end == "eoc":
             ids.append(vocab)
-            targets += [vocab, after if routed else IGNORE]
+            said += [vocab, after if targets != "words" else IGNORE]
         else:
-            targets.append(after if routed else end)
+            said.append(after if targets != "words" else end)
         ends.append((range(start, start + len(segment.ids)), len(ids) - 1))
-    first = vocab + 1 + segments[0].row if routed else IGNORE
-    return Layout(tuple(ids), tuple(targets), first, tuple(ends))
+    first = vocab + 1 + segments[0].row if targets == "all" else IGNORE
+    return Layout(tuple(ids), tuple(said), first, tuple(ends))
 
 
 def blocks_of(sizes: int | tuple[int, ...], count: int) -> list[range]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -96,8 +96,10 @@ class Segment:
 @dataclass
 class Row:
     """queue: ids that go in before anything is chosen. route: the site of a due decision. talks: inside a
-    segment. ids: all that went in or was said after the prompt, memory ids included, EOS not. room: how many
-    that may be. routes_at_eos: EOS ends a segment only, and a route follows."""
+    segment. several: whether the query asks for several procedures, where the bank can tell: a query for one
+    ends after it, one for several has a second. ids: all that went in or was said after the prompt, memory
+    ids included, EOS not. room: how many that may be. routes_at_eos: EOS ends a segment only, and a route
+    follows."""
 
     plan: Plan
     ids_of: Ids
@@ -111,6 +113,7 @@ class Row:
     route: Site | None = None
     talks: bool = False
     done: bool = False
+    several: bool | None = None
     procedure: str | None = None
     said: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
@@ -131,6 +134,13 @@ class Row:
         return sum(route.procedure is not None for route in self.routes)
 
     @property
+    def choice(self) -> Choice:
+        """What the decision that is due is among. min_prob and `auto!` are about plain text alone."""
+        if self.route == "first":
+            return self.plan.choice
+        return replace(self.plan.choice, plain=not (self.several and self.used == 1), min_prob=0.0)
+
+    @property
     def interruptible(self) -> bool:
         """A segment that nothing but the next procedure separates from it: one may come at any token."""
         told = self.procedure is not None and self.segment_end == "none" and not self.plan.forced
@@ -145,6 +155,8 @@ class Row:
         """Go on with a procedure, as plain text, or not at all."""
         site, self.route = self.route, None
         self.routes.append(route)
+        if site == "first":
+            self.several = route.several
         if route.procedure is not None:
             self.enter(route.procedure)
         elif site == "first":
@@ -213,6 +225,7 @@ class Row:
         if self.plan.forced or self.plan.free:
             return bool(self.chain)
         over = ended in ("eoc", "json") or (ended == "eos" and self.routes_at_eos)
+        over = over and self.several is not False
         return over and self.procedure is not None and self.used < self.plan.most
 
     def _fits(self) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from memtoken_cli.methods.tokmem.config import Feature
 from memtoken_cli.methods.tokmem.lda import Scorer, chosen, fit_alpha, log_softmax, wide
-from memtoken_cli.methods.tokmem.statistics import FACETS, SPECIALS, TEXT, Kind, Statistics, shrunk
+from memtoken_cli.methods.tokmem.statistics import END, FACETS, SPECIALS, TEXT, Kind, Statistics, shrunk
 
 Places = tuple[int, ...]
 
@@ -87,6 +87,32 @@ class FirstSite:
         return log_softmax(self.scores(features), allowed)
 
 
+@dataclass(frozen=True)
+class NextSite:
+    """Scores of a boundary: of what may follow a segment, and of the END. axis: between the END and all that
+    may follow."""
+
+    following: Scorer
+    axis: Axis
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return (*self.following.labels, END)
+
+    def scores(self, features: Sequence[Tensor]) -> Tensor:
+        """[B,L] float64. The END is ahead of the best procedure by the discriminant."""
+        next_BP = self.following.scores(features)
+        end_B = next_BP.amax(1) + self.following.alpha * self.axis.score(features)
+        return torch.cat([next_BP, end_B[:, None]], 1)
+
+    def log_probs(self, features: Sequence[Tensor], allowed: Tensor | None = None) -> Tensor:
+        """As `Scorer.log_probs`."""
+        return log_softmax(self.scores(features), allowed)
+
+
+AnyScorer = Scorer | FirstSite | NextSite
+
+
 def first_site(
     sites: Mapping[Kind, Statistics],
     procedures: Sequence[str],
@@ -109,6 +135,17 @@ def first_site(
     forms = [form for form in FACETS if any(c.facet == form for c in known.classes)]
     axes = tuple(Axis.of(known, sites["several"].only(whole), shrinkage, form) for form in forms)
     return FirstSite(one, several, axes, whole)
+
+
+def boundary(
+    stats: Statistics, procedures: Sequence[str], shrinkage: float, alpha: float
+) -> Scorer | NextSite:
+    """The scores of a boundary: a plain discriminant's where nothing was seen to follow, or to be last."""
+    following = stats.drop(SPECIALS)
+    if not following.procedures & set(procedures) or END not in stats.procedures:
+        return Scorer.of(stats, procedures, shrinkage, alpha)
+    end = stats.drop(following.procedures)
+    return NextSite(Scorer.of(following, procedures, shrinkage, alpha), Axis.of(end, following, shrinkage))
 
 
 def scales(

@@ -59,7 +59,8 @@ class Item:
 @dataclass
 class Learning:
     """The `Task` of a bank. old_PkE, old_address_PE: rows that were there before all blocks. eoc_1E: learned
-    in the first block (Parameter), an old bank's (a plain tensor), or None."""
+    in the first block (Parameter), an old bank's (a plain tensor), or None. next_PE: rows that the EOC row
+    learns to tell what comes next by, where addresses are closed forms; they are not kept."""
 
     backbone: CausalLM
     pool: Pool
@@ -72,6 +73,7 @@ class Learning:
     seed: int
     lr: float
     old_address_PE: Tensor | None = None
+    next_PE: Parameter | None = None
 
     def __post_init__(self) -> None:
         self.tokens = self.old_PkE.shape[1]
@@ -86,6 +88,8 @@ class Learning:
             moved: dict[str, Parameter] = {f"control.{b}": block.control_PkE}
             if b == 0 and isinstance(self.eoc_1E, Parameter):
                 moved["eoc"] = self.eoc_1E
+            if b == 0 and self.next_PE is not None:
+                moved["next"] = self.next_PE
             if block.address_PE is not None and not self.apart:
                 moved[f"address.{b}"] = block.address_PE
             if block.examples:
@@ -138,18 +142,19 @@ class Learning:
         if pseudos:
             pseudo = (torch.cat([h for h, _ in pseudos]), torch.cat([row for _, row in pseudos]))
         return sequence_loss(
-            self.backbone, self.table(b), kept, h_BE, [self.layout(item.example) for item in items], pseudo
+            self.backbone, self.table(b), kept, h_BE, [self.layout(item.example, b) for item in items], pseudo
         )
 
-    def layout(self, example: Example) -> Layout:
-        """The tokens behind an example's prompt, and their targets."""
+    def layout(self, example: Example, b: int) -> Layout:
+        """The tokens behind an example's prompt, and their targets in block b."""
+        guided = self.next_PE is not None and b == 0
         return layout(
             example.segments,
             self.backbone.dims.vocab,
             self.tokens,
             self.end,
             self.config.segment_end,
-            self.routed and not self.apart,
+            "all" if self.routed and not self.apart else "next" if guided else "words",
         )
 
     def control(self, b: int) -> Tensor:
@@ -160,9 +165,9 @@ class Learning:
         """The rows as the loss reads them."""
         control_PkE = self.control(b)
         eoc_1E = control_PkE.new_zeros(1, control_PkE.shape[2]) if self.eoc_1E is None else self.eoc_1E
-        address = self._addresses(b) if self.routed and not self.apart else None
+        address = self._addresses(b) if self.routed and not self.apart else self.next_PE if b == 0 else None
         table_RE = torch.cat([eoc_1E, control_PkE.flatten(0, 1)])
-        only = self.config.route_softmax == "bank"
+        only = self.routed and self.config.route_softmax == "bank"
         return Table(table_RE, address, self.eoc_1E is not None, only, self.config.route_weight)
 
     def observe(self, at: At, means: Mapping[str, float]) -> Mapping[str, float]:

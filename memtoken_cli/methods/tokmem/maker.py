@@ -110,6 +110,9 @@ class Maker:
             eoc_1E = start.eoc_E[None].to(device)
         elif self.config.segment_end == "eoc":
             eoc_1E = Parameter(initial.eoc_row(self.backbone, self.seed).to(device))
+        next_PE = None
+        if isinstance(eoc_1E, Parameter) and self.config.address == "lda" and laid.chained:
+            next_PE = Parameter(self._address(laid.parts[0].procedures, start).to(device))
         return Learning(
             self.backbone,
             self.pool,
@@ -122,6 +125,7 @@ class Maker:
             self.seed,
             rate,
             None if start.address_PE is None else start.address_PE.to(device),
+            next_PE,
         )
 
     def _control(self, part: Part, start: Bank, tokens: int) -> Tensor:

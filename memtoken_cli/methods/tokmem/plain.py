@@ -17,6 +17,7 @@ from memtoken_cli.engine.decode import end_ids
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.features import leaning, level
 from memtoken_cli.methods.tokmem.keys import INSIST, NONE, Options
+from memtoken_cli.methods.tokmem.kinds import FirstSite
 from memtoken_cli.methods.tokmem.prompt import Prompt
 
 
@@ -47,7 +48,7 @@ class Plain:
         self.prompt, self.ids = prompt, []
         chain = list(options.forced)
         limit = len(chain) or options.max_procedures or bank.meta.max_procedures
-        used, self.spans = 0, [range(0)]
+        used, self.spans, self.several = 0, [range(0)], None
         name = chain.pop(0) if options.forced else self._route("first")
         while True:
             if name is not None:
@@ -67,7 +68,7 @@ class Plain:
                 or ended.startswith("!")
                 or (ended == "eos" and self._routes_at_eos())
             )
-            if options.forced or name is None or used >= limit or not goes_on:
+            if options.forced or name is None or used >= limit or not goes_on or self.several is False:
                 return self.ids
             if ended == "eoc":
                 self.ids.append(self.V)
@@ -135,8 +136,10 @@ class Plain:
             last = final_TE[T + spoken[-1].start : T + spoken[-1].stop] if spoken else final_TE[-1:]
             features.append(last.mean(0))
         scorer = self.bank.scorer(site)  # type: ignore[arg-type]
+        if isinstance(scorer, FirstSite):
+            (self.several,) = scorer.asks_for_several([x[None] for x in features]).tolist()
         allowed = self.options.allowed(self.bank.names)
-        special = plain or site == "boundary"
+        special = plain if site == "first" else not (self.several and self._used() == 1)
         mask = torch.tensor([n in allowed or (n.startswith("\0") and special) for n in scorer.labels])
         label = scorer.labels[int(scorer.log_probs([x[None] for x in features], mask)[0].argmax())]
         return None if label.startswith("\0") else label

@@ -21,8 +21,7 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.decode import end_ids
 from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
 from memtoken_cli.methods.tokmem.features import columns
-from memtoken_cli.methods.tokmem.kinds import FirstSite
-from memtoken_cli.methods.tokmem.lda import Scorer
+from memtoken_cli.methods.tokmem.kinds import AnyScorer, FirstSite
 from memtoken_cli.methods.tokmem.statistics import END, TEXT
 
 
@@ -37,8 +36,8 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """What one row may choose: the procedures allowed_P, and at the first site with `plain` no procedure
-    (TEXT), which also wins where the best procedure has less than min_prob."""
+    """What one row may choose: the procedures allowed_P, and with `plain` none of them (TEXT, or the END),
+    which also wins where the best procedure has less than min_prob."""
 
     allowed_P: Tensor
     plain: bool = True
@@ -48,8 +47,8 @@ class Choice:
 @dataclass(frozen=True)
 class Route:
     """One decision. procedure: None for text or the end; p: of what was chosen. logit: the procedure's score.
-    alternatives: the next ones, so that with the chosen one there are `top_k`. p_text, p_end: None where the
-    bank cannot tell."""
+    alternatives: the next ones, so that with the chosen one there are `top_k`. p_text, p_end, and several,
+    whether the query asks for several procedures: None where the bank cannot tell."""
 
     site: Site
     procedure: str | None
@@ -59,10 +58,12 @@ class Route:
     alternatives: tuple[tuple[str, float], ...] = ()
     p_text: float | None = None
     p_end: float | None = None
+    several: bool | None = None
 
     def document(self) -> dict[str, Any]:
         """As --json tells it."""
-        plain = {"p_text": self.p_text} if self.site == "first" else {"p_end": self.p_end}
+        first = {"p_text": self.p_text, "several": self.several}
+        plain = first if self.site == "first" else {"p_end": self.p_end}
         return {
             "site": self.site,
             "procedure": self.procedure,
@@ -83,7 +84,7 @@ class Router:
         self.trained = bank.meta.address != "lda"
         self.joins = self.trained and bank.meta.softmax == "full"  # with the vocabulary, in one softmax
         self.address_PE: Tensor | None = None
-        self.scorers: dict[str, Scorer | FirstSite] = {}
+        self.scorers: dict[str, AnyScorer] = {}
         if self.trained:
             rows_PE = bank.control_PkE[:, 0] if bank.address_PE is None else bank.address_PE
             self.address_PE = rows_PE.to(backbone.device)
@@ -120,8 +121,6 @@ class Router:
         ends."""
         if not self.answers(site):
             return [_nothing(site)] * len(states)
-        if site == "boundary":  # an end is always possible; `plain` and min_prob are about text
-            choices = [replace(choice, plain=True, min_prob=0.0) for choice in choices]
         allowed_BP = torch.stack([choice.allowed_P for choice in choices])
         found = (
             self._trained(site, states, allowed_BP)
@@ -129,10 +128,15 @@ class Router:
             else self._scored(site, states, allowed_BP, choices)
         )
         scores_BP, p_BP, plain_B = found
-        return [
+        routes = [
             self._route(site, choice, top_k, scores_P, p_P, None if plain_B is None else float(plain_B[b]))
             for b, (choice, scores_P, p_P) in enumerate(zip(choices, scores_BP, p_BP, strict=True))
         ]
+        scorer = self.scorers.get(site)
+        if not isinstance(scorer, FirstSite):
+            return routes
+        several_B = scorer.asks_for_several(self._features(states)).tolist()
+        return [replace(route, several=s) for route, s in zip(routes, several_B, strict=True)]
 
     def joint(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
         """float32 logits of the vocabulary [B,V] and of the trained addresses [B,P], on the CPU."""
@@ -169,16 +173,18 @@ class Router:
         self, site: Site, states: Sequence[State], allowed_BP: Tensor, choices: Sequence[Choice]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         scorer, special, P = self.scorers[site], TEXT if site == "first" else END, len(self.names)
-        features = self.bank.projected(columns(state.features for state in states))
         allowed_BS = torch.zeros(len(states), len(scorer.labels), dtype=torch.bool)
         allowed_BS[:, :P] = allowed_BP
         at = scorer.labels.index(special) if special in scorer.labels else None
         if at is not None:
             allowed_BS[:, at] = torch.tensor([choice.plain for choice in choices])
-        scores_BS = scorer.scores(features).masked_fill(~allowed_BS, float("-inf"))
+        scores_BS = scorer.scores(self._features(states)).masked_fill(~allowed_BS, float("-inf"))
         empty_B1 = ~allowed_BS.any(-1, keepdim=True)
         p_BS = scores_BS.masked_fill(empty_B1, 0.0).softmax(-1).masked_fill(empty_B1, 0.0)
         return scores_BS[:, :P], p_BS[:, :P], None if at is None else p_BS[:, at]
+
+    def _features(self, states: Sequence[State]) -> tuple[Tensor, ...]:
+        return self.bank.projected(columns(state.features for state in states))
 
     def _route(
         self, site: Site, choice: Choice, top_k: int, scores_P: Tensor, p_P: Tensor, plain: float | None

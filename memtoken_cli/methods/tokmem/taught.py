@@ -17,7 +17,7 @@ from torch import Tensor
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError
 from memtoken_cli.methods.tokmem.bank import Bank
-from memtoken_cli.methods.tokmem.examples import Layout, Segment, layout
+from memtoken_cli.methods.tokmem.examples import Layout, Segment, Targets, layout
 from memtoken_cli.methods.tokmem.features import Frozen, Prefix, behind, columns
 from memtoken_cli.methods.tokmem.loss import Table, sequence_loss, states_behind
 from memtoken_cli.methods.tokmem.prompt import Prompts
@@ -130,9 +130,9 @@ def _laid(backbone: CausalLM, bank: Bank, frozen: Frozen, batch: Sequence[Taught
     for one in batch:
         segments = [Segment(bank.index(name), prompts.response(output)) for name, output in one.calls]
         V, k, ending = backbone.dims.vocab, bank.meta.tokens, bank.meta.segment_end
-        routed = bank.meta.address != "lda"
+        targets: Targets = "words" if bank.meta.address == "lda" else "all"
         none = Layout((), (), 0, ())
-        layouts.append(layout(segments, V, k, prompts.end, ending, routed) if segments else none)
+        layouts.append(layout(segments, V, k, prompts.end, ending, targets) if segments else none)
     return _Laid(frozen.read([prompts.render(one.query, one.instruction) for one in batch]), layouts)
 
 
