@@ -1,8 +1,8 @@
-"""Queries for one procedure, for several and for none, told apart at the first site.
+"""Queries for one procedure, for several and for none, told apart at the first site; the end, at a boundary.
 
-Each kind has statistics of its own (`first`, `several`, `text`), so that none disturbs another. A kind is
-taken as one normal distribution over all its classes, and two kinds have one linear discriminant, in closed
-form. Scores of the procedures of a kind are `lda.py`'s.
+Kinds of queries have statistics of their own (`first`, `several`, `text`), so that none disturbs another. A
+kind is taken as one normal distribution over all its classes, and two kinds have one linear discriminant, in
+closed form. Scores of the procedures of a kind are `lda.py`'s.
 
 Shape suffixes: B rows, C classes, L labels, D width of a feature.
 """
