@@ -225,8 +225,8 @@ class Row:
         if self.plan.forced or self.plan.free:
             return bool(self.chain)
         over = ended in ("eoc", "json") or (ended == "eos" and self.routes_at_eos)
-        over = over and self.several is not False
-        return over and self.procedure is not None and self.used < self.plan.most
+        more = self.several is not False and self.used < self.plan.most
+        return over and self.procedure is not None and more
 
     def _fits(self) -> bool:
         """Whether another procedure and a word of it have room."""

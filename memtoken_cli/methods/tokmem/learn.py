@@ -24,7 +24,7 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.task import At, Loss, Phase
 from memtoken_cli.methods.tokmem.address import States, states_loss, states_of
 from memtoken_cli.methods.tokmem.config import Config, TrainConfig
-from memtoken_cli.methods.tokmem.examples import Example, Layout, layout
+from memtoken_cli.methods.tokmem.examples import Example, Layout, Targets, layout
 from memtoken_cli.methods.tokmem.loss import Table, sequence_loss
 from memtoken_cli.methods.tokmem.pool import Pool, shown_forms
 from memtoken_cli.methods.tokmem.replay import Replay
@@ -147,14 +147,13 @@ class Learning:
 
     def layout(self, example: Example, b: int) -> Layout:
         """The tokens behind an example's prompt, and their targets in block b."""
-        guided = self.next_PE is not None and b == 0
         return layout(
             example.segments,
             self.backbone.dims.vocab,
             self.tokens,
             self.end,
             self.config.segment_end,
-            "all" if self.routed and not self.apart else "next" if guided else "words",
+            self._targets(b),
         )
 
     def control(self, b: int) -> Tensor:
@@ -165,7 +164,9 @@ class Learning:
         """The rows as the loss reads them."""
         control_PkE = self.control(b)
         eoc_1E = control_PkE.new_zeros(1, control_PkE.shape[2]) if self.eoc_1E is None else self.eoc_1E
-        address = self._addresses(b) if self.routed and not self.apart else self.next_PE if b == 0 else None
+        address: Tensor | None = None
+        if (targets := self._targets(b)) != "words":
+            address = self._addresses(b) if targets == "all" else self.next_PE
         table_RE = torch.cat([eoc_1E, control_PkE.flatten(0, 1)])
         only = self.routed and self.config.route_softmax == "bank"
         return Table(table_RE, address, self.eoc_1E is not None, only, self.config.route_weight)
@@ -221,6 +222,11 @@ class Learning:
             generator = seeds.generator(self.seed, "order", at.phase, epoch)
             self._orders = {key: torch.randperm(count, generator=generator).tolist()}
         return epoch, self._orders[key][place * size : (place + 1) * size]
+
+    def _targets(self, b: int) -> Targets:
+        if self.routed and not self.apart:
+            return "all"
+        return "next" if self.next_PE is not None and b == 0 else "words"
 
     def _block_of(self, items: Sequence[Item]) -> int:
         rows = {row for item in items for row in item.example.rows}

@@ -122,21 +122,20 @@ class Router:
         if not self.answers(site):
             return [_nothing(site)] * len(states)
         allowed_BP = torch.stack([choice.allowed_P for choice in choices])
-        found = (
-            self._trained(site, states, allowed_BP)
-            if self.trained
-            else self._scored(site, states, allowed_BP, choices)
-        )
-        scores_BP, p_BP, plain_B = found
+        several: list[bool | None] = [None] * len(states)
+        if self.trained:
+            scores_BP, p_BP, plain_B = self._trained(site, states, allowed_BP)
+        else:
+            scorer = self.scorers[site]
+            features = self.bank.projected(columns(state.features for state in states))
+            scores_BP, p_BP, plain_B = self._scored(site, scorer, features, allowed_BP, choices)
+            if isinstance(scorer, FirstSite):
+                several = scorer.asks_for_several(features).tolist()
         routes = [
             self._route(site, choice, top_k, scores_P, p_P, None if plain_B is None else float(plain_B[b]))
             for b, (choice, scores_P, p_P) in enumerate(zip(choices, scores_BP, p_BP, strict=True))
         ]
-        scorer = self.scorers.get(site)
-        if not isinstance(scorer, FirstSite):
-            return routes
-        several_B = scorer.asks_for_several(self._features(states)).tolist()
-        return [replace(route, several=s) for route, s in zip(routes, several_B, strict=True)]
+        return [replace(route, several=s) for route, s in zip(routes, several, strict=True)]
 
     def joint(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
         """float32 logits of the vocabulary [B,V] and of the trained addresses [B,P], on the CPU."""
@@ -170,21 +169,23 @@ class Router:
         return scores_BP, (scores_BP - total_B[:, None]).exp(), (plain_B - total_B).exp()
 
     def _scored(
-        self, site: Site, states: Sequence[State], allowed_BP: Tensor, choices: Sequence[Choice]
+        self,
+        site: Site,
+        scorer: AnyScorer,
+        features: Sequence[Tensor],
+        allowed_BP: Tensor,
+        choices: Sequence[Choice],
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        scorer, special, P = self.scorers[site], TEXT if site == "first" else END, len(self.names)
-        allowed_BS = torch.zeros(len(states), len(scorer.labels), dtype=torch.bool)
+        special, P = TEXT if site == "first" else END, len(self.names)
+        allowed_BS = torch.zeros(len(choices), len(scorer.labels), dtype=torch.bool)
         allowed_BS[:, :P] = allowed_BP
         at = scorer.labels.index(special) if special in scorer.labels else None
         if at is not None:
             allowed_BS[:, at] = torch.tensor([choice.plain for choice in choices])
-        scores_BS = scorer.scores(self._features(states)).masked_fill(~allowed_BS, float("-inf"))
+        scores_BS = scorer.scores(features).masked_fill(~allowed_BS, float("-inf"))
         empty_B1 = ~allowed_BS.any(-1, keepdim=True)
         p_BS = scores_BS.masked_fill(empty_B1, 0.0).softmax(-1).masked_fill(empty_B1, 0.0)
         return scores_BS[:, :P], p_BS[:, :P], None if at is None else p_BS[:, at]
-
-    def _features(self, states: Sequence[State]) -> tuple[Tensor, ...]:
-        return self.bank.projected(columns(state.features for state in states))
 
     def _route(
         self, site: Site, choice: Choice, top_k: int, scores_P: Tensor, p_P: Tensor, plain: float | None
