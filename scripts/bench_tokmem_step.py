@@ -49,7 +49,7 @@ def main(model: str, tokens: int, dtype: str) -> None:
     shared = [instruction + ids(tokens - len(instruction)) for _ in range(BATCH)]
     V, E = backbone.dims.vocab, backbone.dims.width
     rows = Parameter(0.1 * torch.randn(2, E, generator=generator))
-    layouts = [layout([Segment(0, tuple(ids(RESPONSE)))], V, 1, 2, "none", True) for _ in range(BATCH)]
+    layouts = [layout([Segment(0, tuple(ids(RESPONSE)))], V, 1, 2, "none", "all") for _ in range(BATCH)]
     frozen = Frozen(backbone, FEATURES)
 
     def read(prompts: list[list[int]]) -> list[Prefix]:

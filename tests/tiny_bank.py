@@ -10,7 +10,7 @@ import torch
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.artifact import ModelRef
 from memtoken_cli.methods.tokmem.bank import Bank, Meta, Row
-from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, AddressMode, Feature, SegmentEnd
+from memtoken_cli.methods.tokmem.config import FEATURES, FINAL, AddressMode, Feature, Following, SegmentEnd
 from memtoken_cli.methods.tokmem.features import Frozen
 from memtoken_cli.methods.tokmem.prompt import Prompts
 from memtoken_cli.methods.tokmem.statistics import END, TEXT, Class, Statistics, collect
@@ -32,6 +32,7 @@ def tiny_bank(
     seed: int = 0,
     scale: float = 1.0,
     kinds: bool = False,
+    following: Following = "parts",
 ) -> Bank:
     """Rows of length `scale` times the mean embedding's; addresses likewise. kinds: an `lda` bank knows
     queries for several and for none too."""
@@ -51,13 +52,14 @@ def tiny_bank(
         segment_end=segment_end,
         max_procedures=max_procedures,
         prompt=Prompts(backbone.tokenizer).digest,
+        following=following,
     )
     sites = {}
     if address == "lda":
         asked = {name: QUERIES.get(name, [f"{name} {n}" for n in NAMES]) for name in names}
         single = [(name, text) for name, texts in asked.items() for text in texts]
         sites["first"] = of_queries(backbone, features, single)
-        if max_procedures > 1 or segment_end == "eoc":
+        if following == "states" and (max_procedures > 1 or segment_end == "eoc"):
             sites["boundary"] = boundary(E, names, random, len(features) + 1)
         if kinds:
             joined = [(name, f"{text}; {other}") for name, text in single for _, other in single[::7]]
@@ -72,7 +74,7 @@ def tiny_bank(
         torch.randn(P, generator=random) if address == "decoupled" else None,
         rows() if segment_end == "eoc" else None,
         sites,
-        dict.fromkeys(sites, 0.05),
+        dict.fromkeys((*sites, "boundary"), 0.05),
     )
 
 

@@ -72,7 +72,7 @@ def test_loss_and_gradients_are_those_of_whole_sequences(tokens: int) -> None:
 
 def test_statistics_are_of_what_decoding_sees() -> None:
     """The state behind a segment is the same, whether it was said or read back."""
-    bank = tiny_bank(BACKBONE, "lda", segment_end="eoc", max_procedures=3, scale=6.0)
+    bank = tiny_bank(BACKBONE, "lda", segment_end="eoc", max_procedures=3, scale=6.0, following="states")
     compared = 0
     for query in ("ab", "cd e", "f g h", "ijk", "l", "mn", "0 1", "23"):
         ready = TokMem(BACKBONE, bank)
@@ -99,7 +99,7 @@ def test_statistics_are_of_what_decoding_sees() -> None:
 
 
 def test_statistics_of_a_batch() -> None:
-    ready = TokMem(BACKBONE, tiny_bank(BACKBONE, "lda", segment_end="eoc"))
+    ready = TokMem(BACKBONE, tiny_bank(BACKBONE, "lda", segment_end="eoc", following="states"))
     more = [*BATCH, Taught("a query", (("alpha", "z"),), "Do it."), Taught("chat", ())]
     found = ready.collect(more)
     classes = {
@@ -117,6 +117,8 @@ def test_statistics_of_a_batch() -> None:
     after = {c.procedure for c in found["boundary"].classes}
     assert after == {"gamma", END}
     assert set(ready.collect([Taught("chat", ())])) == {"text"}
+    read = TokMem(BACKBONE, tiny_bank(BACKBONE, "lda", segment_end="eoc")).collect(more)
+    assert set(read) == {"first", "several", "text"}, "queries are read in parts: no state is looked at"
 
 
 def test_the_front_door_imports_late() -> None:

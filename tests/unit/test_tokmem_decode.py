@@ -16,9 +16,11 @@ from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem.api import EndEvent, RouteEvent, TextEvent, TokMem
 from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.events import Result
+from memtoken_cli.methods.tokmem.exam import Question
 from memtoken_cli.methods.tokmem.grammar import Segment
 from memtoken_cli.methods.tokmem.keys import Options
 from memtoken_cli.methods.tokmem.plain import Plain
+from memtoken_cli.methods.tokmem.replies import Examined, Memo
 from memtoken_cli.methods.tokmem.telling import Telling
 
 BACKBONE = tiny_llama()
@@ -58,6 +60,7 @@ def test_fifty_random_chains_as_the_naive_decode_says(address, ending) -> None:
             max_procedures=3,
             seed=trial,
             scale=rng.choice([0.5, 1.0, 3.0]),
+            following=("parts", "states")[trial % 2],
         )
         prompts = [text(rng) for _ in range(5)]
         options = [chain(rng) for _ in prompts]
@@ -71,11 +74,12 @@ def test_fifty_random_chains_as_the_naive_decode_says(address, ending) -> None:
     assert 1 in seen and seen & {2, 3}, "the chains are of different lengths"
 
 
+@pytest.mark.parametrize("following", ["parts", "states"])
 @pytest.mark.parametrize("ending", ["none", "eoc", "json"])
-def test_banks_of_all_kinds_of_queries_as_the_naive_decode_says(ending) -> None:
+def test_banks_of_all_kinds_of_queries_as_the_naive_decode_says(ending, following) -> None:
     """Queries for one procedure, for several and for none, by features that lean to the first words too."""
     rng = random.Random(f"kinds {ending}")
-    bank = tiny_bank(BACKBONE, "lda", segment_end=ending, max_procedures=3, kinds=True)
+    bank = tiny_bank(BACKBONE, "lda", segment_end=ending, max_procedures=3, kinds=True, following=following)
     single = [(name, query) for name in NAMES for query in QUERIES[name]]
     prompts = [query for _, query in rng.sample(single, 6)] + list(STRANGERS[:4])
     prompts += [f"{a}; {b}" for (_, a), (_, b) in zip(single[::5], single[1::5], strict=True)]
@@ -89,6 +93,23 @@ def test_banks_of_all_kinds_of_queries_as_the_naive_decode_says(ending) -> None:
     assert {False, True} == {several for several, _ in told}
     assert (False, True) not in told, "a query for one procedure ends after it"
     assert None in firsts and len(firsts) > 2, "some queries are for none, others for different procedures"
+
+
+@pytest.mark.parametrize("ending", ["none", "eoc", "json"])
+def test_queries_are_read_in_parts_where_no_chain_was_seen_as_the_naive_decode_says(ending) -> None:
+    rng = random.Random(f"parts {ending}")
+    bank = tiny_bank(BACKBONE, "lda", segment_end=ending, max_procedures=3, scale=6.0)
+    assert set(bank.sites) == {"first"}
+    single = [(name, query) for name in NAMES for query in QUERIES[name]]
+    prompts = [query for _, query in single[::4]]
+    prompts += [f"{a} {a} {b} {b}" for (_, a), (_, b) in zip(single[::4], single[9:], strict=False)]
+    options = [Options("auto", max_new_tokens=rng.randint(1, 6)) for _ in prompts]
+    ready, told = TokMem(BACKBONE, bank), set()
+    for prompt, each, result in zip(prompts, options, ready.results(prompts, options, batch=4), strict=True):
+        assert list(result.ids) == Plain(BACKBONE, bank, each).decode(ready.prompts.render(prompt)), prompt
+        told.add((result.routes[0].several, sum(route.procedure is not None for route in result.routes) > 1))
+    assert (False, True) not in told and {False, True} == {several for several, _ in told}
+    assert ending != "eoc" or (True, True) in told
 
 
 @pytest.mark.parametrize("make", [tiny_gemma3, tiny_qwen2])
@@ -499,3 +520,40 @@ def test_a_character_in_parts_waits_until_it_is_whole() -> None:
     row.segments.append(Segment("alpha", row.text_of(row.said), tuple(row.said), "limit"))
     row.talks = False
     assert [event.text for event in telling.more()] == ["\ufffd"]
+
+
+@pytest.mark.parametrize("kinds", [False, True])
+def test_what_is_measured_is_what_is_decided(kinds) -> None:
+    """The first choice that a bank is marked by is that of its decoding, batches of other prompts aside."""
+    bank = tiny_bank(BACKBONE, "lda", max_procedures=3, kinds=kinds)
+    single = [(name, query) for name in NAMES for query in QUERIES[name]]
+    asked = [Question(query, (name,)) for name, query in single[::3]]
+    asked += [
+        Question(f"{q} {q} {r} {r}", (a, b)) for (a, q), (b, r) in zip(single[::4], single[9:], strict=False)
+    ]
+    memo: Memo = {}
+    ranked = [choice.ranked[0] for choice in Examined(BACKBONE, bank, memo=memo).routes(asked)]
+    routes = TokMem(BACKBONE, bank).route([q.query for q in asked])
+    assert ranked == [route.procedure or "" for route in routes]
+    assert {route.several for route in routes} == {False, True}
+    again = Examined(BACKBONE, replace(bank, meta=replace(bank.meta, max_procedures=1)), memo=memo)
+    assert again.routes(asked[:9]) == Examined(BACKBONE, again.bank).routes(asked[:9])
+    other: Memo = {}
+    again.memo = other
+    again.routes(asked)
+    assert [c.ranked[0] for c in Examined(BACKBONE, bank, memo=other).routes(asked)] == ranked
+
+
+@pytest.mark.parametrize("following", ["parts", "states"])
+def test_what_was_said_to_one_part_is_not_seen_by_the_next(following) -> None:
+    bank = tiny_bank(BACKBONE, "lda", segment_end="eoc", max_procedures=3, kinds=True, following=following)
+    query = f"{QUERIES['alpha'][2]}; {QUERIES['beta'][3]}"
+    changed = bank.control_PkE.clone()
+    changed[0] = changed[2]
+    other = replace(bank, control_PkE=changed)
+    said = [
+        results(BACKBONE, some, [query], [Options(("alpha", "beta"), max_new_tokens=6)])[0].segments
+        for some in (bank, other)
+    ]
+    assert said[0][0] != said[1][0]
+    assert (said[0][1].ids == said[1][1].ids) == (following == "parts")

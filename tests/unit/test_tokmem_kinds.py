@@ -13,6 +13,7 @@ from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.config import FEATURES, Feature
 from memtoken_cli.methods.tokmem.kinds import Axis, FirstSite, NextSite
 from memtoken_cli.methods.tokmem.lda import Scorer
+from memtoken_cli.methods.tokmem.parts import Parts
 from memtoken_cli.methods.tokmem.statistics import END, TEXT, Class, Statistics, collect, merged
 
 NAMES = ("a", "b", "c", "d")
@@ -191,6 +192,13 @@ def test_any_order_and_partition_is_the_joint_fit(size):
         assert (want - got).abs().max() <= 1e-9 * want.abs().max()
         assert torch.equal(joint.asks_for_several(asked), found.asks_for_several(asked))
         assert torch.equal(want.argmax(1), got.argmax(1))
+    means = [Feature(pool="user")] * 3
+    both = [
+        Parts.of(part, NAMES, SHRINKAGE, kinds.scales({"first": part}, means, SHRINKAGE, True)["boundary"])
+        for part in (collect(*data["first"], 3), streamed["first"])
+    ]
+    want, got = (parts.tokens(of_several()[1]) for parts in both)
+    assert (want - got).abs().max() <= 1e-5 * want.abs().max()
 
 
 def made(*names) -> Bank:
@@ -205,7 +213,11 @@ def test_a_bank_of_all_kinds_is_kept_whole(tmp_path):
     one = made(*NAMES)
     one.save(tmp_path / "one.safetensors", one.model)
     again = Bank.load(tmp_path / "one.safetensors")
-    assert set(again.sites) == {"first", "several", "text"} and set(again.alpha) == {"first", "several"}
+    assert set(again.sites) == {"first", "several", "text"} and set(again.alpha) == {
+        "first",
+        "several",
+        "boundary",
+    }
     asked = of_several()[1]
     assert torch.equal(again.scorer().scores(asked), one.scorer().scores(asked))
     assert all(again.same_row(one, name) for name in NAMES)

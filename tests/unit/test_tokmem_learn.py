@@ -330,11 +330,12 @@ def recipe(places, *overrides: str):
         ("tokmem.address=coupled", "tokmem.renorm=paper", "tokmem.route_softmax=bank"),
         ("tokmem.address=decoupled", "tokmem.tokens=2", "train.address_epochs=2"),
         ("data.chains=6", "tokmem.segment_end=eoc", "train.cache_gib=0"),
+        ("data.chains=6", "tokmem.segment_end=eoc", "tokmem.lda.following=states"),
         ("tokmem.address=decoupled", "data.chains=6", "tokmem.segment_end=eoc", "train.address_epochs=2"),
         ("tokmem.lda.project=8", "tokmem.lda.keep_features=true", "tokmem.init=orthogonal"),
         ("tokmem.init=hidden", "tokmem.lda.scatter=frozen", "tokmem.prompt=query"),
     ],
-    ids=["lda", "coupled", "decoupled", "chains", "decoupled-chains", "project", "hidden"],
+    ids=["lda", "coupled", "decoupled", "chains", "states", "decoupled-chains", "project", "hidden"],
 )
 def test_an_interrupted_run_ends_in_the_same_bytes(places, tmp_path, monkeypatch, overrides):
     asked = recipe(places, *overrides)
@@ -361,7 +362,8 @@ def test_an_interrupted_run_ends_in_the_same_bytes(places, tmp_path, monkeypatch
     assert all(row.score is not None for row in bank.rows)
     assert bank.sites["first"].procedures == set(OPERATIONS)
     chained = "data.chains=6" in overrides and bank.meta.address == "lda"
-    assert set(bank.sites) == ({"first", "several", "boundary"} if chained else {"first"})
+    behind = {"boundary"} if "tokmem.lda.following=states" in overrides else set()
+    assert set(bank.sites) == ({"first", "several", *behind} if chained else {"first"})
     counted = [float(bank.sites[kind].count_C.sum()) for kind in ("first", "several")[: 1 + chained]]
     assert not chained or 0 < counted[1] <= 6 < counted[0]
 
@@ -408,20 +410,30 @@ def test_a_name_that_is_there_already(places, tmp_path):
 
 
 def test_what_an_old_bank_does_not_allow(places, tmp_path):
-    old = training.train(
-        recipe(places, "data.blocks=1", 'data.tasks=["first","last"]'), Run(tmp_path / "old")
-    )
+    alone = ("data.blocks=1", 'data.tasks=["first","last"]', "tokmem.lda.following=states")
+    old = training.train(recipe(places, *alone), Run(tmp_path / "old"))
     for override, said in (
         ("tokmem.address=coupled", "address"),
         ("tokmem.tokens=2", "tokens"),
         ("tokmem.segment_end=eoc", "segment_end"),
         ("data.chains=3", "no chain"),
     ):
-        asked = recipe(
-            places, "data.blocks=1", f"tokmem.bank={old}", 'data.tasks=["twice","upper"]', override
-        )
+        more = ("data.blocks=1", f"tokmem.bank={old}", 'data.tasks=["twice","upper"]')
+        asked = recipe(places, *more, "tokmem.lda.following=states", override)
         with pytest.raises(UsageError, match=said):
             training.train(asked, Run(tmp_path / said.replace(" ", "")))
+
+
+def test_rows_learn_from_queries_for_one_where_queries_are_read_in_parts(places, tmp_path):
+    """Chains tell what a query for several is like, and leave the rows as they are."""
+    alone, chained, behind = (
+        Bank.load(training.train(recipe(places, "data.blocks=1", *said), Run(tmp_path / str(i))))
+        for i, said in enumerate(((), ("data.chains=6",), ("data.chains=6", "tokmem.lda.following=states")))
+    )
+    assert torch.equal(alone.control_PkE, chained.control_PkE)
+    assert not torch.equal(alone.control_PkE, behind.control_PkE)
+    assert set(chained.sites) - set(alone.sites) == {"several"}
+    assert alone.parts() is not None and behind.parts() is None
 
 
 def test_rates_and_tokens_are_chosen_by_validation(places, tmp_path):

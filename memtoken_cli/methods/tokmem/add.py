@@ -70,7 +70,12 @@ def config_of(bank: Bank, keys: BankKeys) -> Config:
         max_procedures=meta.max_procedures,
         route_softmax=meta.softmax,
         lda=LdaSection(
-            features=meta.features, shrinkage=meta.shrinkage, scatter=meta.scatter, project=project, **lda
+            features=meta.features,
+            shrinkage=meta.shrinkage,
+            scatter=meta.scatter,
+            project=project,
+            following=meta.following,
+            **lda,
         ),
     )
 

@@ -26,6 +26,7 @@ from memtoken_cli.methods.tokmem.meta import Block as Block
 from memtoken_cli.methods.tokmem.meta import Meta as Meta
 from memtoken_cli.methods.tokmem.meta import Row as Row
 from memtoken_cli.methods.tokmem.names import check_names, unknown
+from memtoken_cli.methods.tokmem.parts import Parts
 from memtoken_cli.methods.tokmem.statistics import SPECIALS, Kind, Statistics
 
 if TYPE_CHECKING:
@@ -117,6 +118,13 @@ class Bank:
         if site == "first":
             return kinds.first_site(self.sites, wanted, self.meta.features, shrinkage, self.alpha)
         return kinds.boundary(self.sites[site], wanted, shrinkage, self.alpha.get(site, 1.0))
+
+    def parts(self) -> Parts | None:
+        """What reads queries in parts, where the bank does and knows any."""
+        if not self.meta.by_parts or "first" not in self.sites or not self.names:
+            return None
+        one = self.sites["first"].only(kinds.means_of(self.meta.features))
+        return Parts.of(one, self.names, self.meta.shrinkage, self.alpha.get("boundary", 1.0))
 
     def projected(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Features as statistics keep them: [..., D] to [..., Q] where the bank has a map."""
@@ -213,7 +221,8 @@ class Bank:
         """With the scale of every kind fitted to the features it keeps, where scores are what routes."""
         if self.meta.address != "lda":
             return self
-        return replace(self, alpha=kinds.scales(self.sites, self.meta.features, self.meta.shrinkage))
+        meta = self.meta
+        return replace(self, alpha=kinds.scales(self.sites, meta.features, meta.shrinkage, meta.by_parts))
 
     def memory(self) -> Rows:
         """As the engine's memory of the `vocab` port."""

@@ -137,7 +137,7 @@ def of(rows: Rows, notes: Mapping[str, Any], model: ModelRef | None = None) -> B
         kept.get("address_bias"),
         None if eoc is None else eoc[0],
         {site: _statistics(site, told_site, kept) for site, told_site in sites.items()},
-        {site: alpha[site] for site in sites if site in alpha},
+        {kind: alpha[kind] for kind in alpha if kind in sites or (kind == "boundary" and meta.by_parts)},
         kept.get("project"),
     )
 

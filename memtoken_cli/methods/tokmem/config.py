@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ from memtoken_cli.recipe.sections import Section, TrainSection
 MAX_TOKENS = 16
 AddressMode = Literal["lda", "coupled", "decoupled"]
 SegmentEnd = Literal["none", "eoc", "json"]
+Following = Literal["parts", "states"]
 
 
 class Feature(Section):
@@ -37,6 +39,11 @@ FINAL = Feature(depth=1.0, pool="last")
 SEGMENT = Feature(depth=1.0, pool="segment")
 
 
+def by_parts(following: Following, features: Sequence[Feature]) -> bool:
+    """Whether queries are read in parts, by features that allow it."""
+    return following == "parts" and any(feature.pool == "user" for feature in features)
+
+
 class LdaSection(Section):
     """`tokmem.lda:` the closed-form address.
 
@@ -47,6 +54,9 @@ class LdaSection(Section):
         keep_features: keep all of them, so that a procedure can be removed exactly.
         scatter: shared (grows with every block), or frozen after the first one.
         project: map features to so many dimensions by a seeded orthonormal map; left out: no map.
+        following: what tells which procedure comes after another: the parts of the query, for which queries
+            for one procedure are enough, or the states behind each segment, which takes chains to learn (so
+            does parts without a feature that is a mean over the user's tokens).
     """
 
     features: tuple[Feature, ...] | None = Field(default=None, min_length=1)
@@ -55,6 +65,7 @@ class LdaSection(Section):
     keep_features: bool = False
     scatter: Literal["shared", "frozen"] = "shared"
     project: int | None = Field(default=None, ge=1)
+    following: Following = "parts"
 
 
 class AdaptSection(Section):
@@ -121,6 +132,16 @@ class Config(Section):
         if self.lda.features is not None:
             return self.lda.features
         return FEATURES if self.address == "lda" else (FINAL,)
+
+    @property
+    def by_parts(self) -> bool:
+        """Whether queries are read in parts, each of which is answered by itself."""
+        return self.address == "lda" and not self.by_states
+
+    @property
+    def by_states(self) -> bool:
+        """Whether what follows a call is learned from the states behind segments."""
+        return self.address == "lda" and not by_parts(self.lda.following, self.features)
 
 
 class ToySection(Section):

@@ -21,7 +21,7 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
 from memtoken_cli.methods.tokmem.events import EndEvent, Event, Result, RouteEvent
-from memtoken_cli.methods.tokmem.features import Boundary, Prefix
+from memtoken_cli.methods.tokmem.features import Boundary, Place, Prefix
 from memtoken_cli.methods.tokmem.grammar import Ids, Plan, Row
 from memtoken_cli.methods.tokmem.route import Route, Router, State
 from memtoken_cli.methods.tokmem.taught import table_of
@@ -71,7 +71,7 @@ class Decoder:
             self._text,
             context - length,
             # closed-form addresses are no logits: there EOS ends a segment, and scores tell what follows
-            not eoc and "boundary" in self.router.scorers,
+            not eoc and not self.router.trained and self.router.answers("boundary"),
         )
 
     def _text(self, ids: Sequence[int]) -> str:
@@ -123,6 +123,7 @@ class _Batch:
         for live in self.alive if aloud else ():
             live.telling = Telling(live.number, live.row)
         self.watching = bool(watch)
+        self.prompted = max(prefix.length for prefix in prefixes)
         self.positions = [live.position for live in self.alive]
         self.B = len(rows)
 
@@ -183,6 +184,7 @@ class _Batch:
         for live in due:
             if live.row.chain:
                 yield RouteEvent(live.number, live.row.force())
+                self._focus(live)
         for site in SITES:
             lives = [live for live in due if live.row.route == site and not live.row.chain]
             if not lives:
@@ -194,10 +196,38 @@ class _Batch:
                 lives, self.decoder.router.pick(site, states, choices, top_k), strict=True
             ):
                 live.row.decided(route)
+                self._focus(live)
                 yield RouteEvent(live.number, route)
 
     def _state(self, live: _Live, site: Site) -> State:
-        return live.prefix if site == "first" else live.boundary.state(self.h_BE[live.at])
+        if site == "first":
+            return live.prefix
+        if self.decoder.router.parts is None:
+            return live.boundary.state(self.h_BE[live.at])
+        done = tuple(s.procedure for s in live.row.segments if s.procedure is not None)
+        return Place(self.h_BE[live.at], (), live.prefix.user, done)
+
+    def _focus(self, live: _Live) -> None:
+        """Of a query for several procedures, a segment sees the part that asks for it, and neither the others
+        nor what was said to them: it follows the prompt as if it were the first."""
+        row, prefix, router = live.row, live.prefix, self.decoder.router
+        if row.procedure is None or not router.focuses:
+            return
+        if row.several is None and row.plan.forced:
+            row.several = router.scores("first", [prefix]).several[0]
+        if not row.several:
+            return
+        span = router.part(prefix, [route.procedure for route in row.routes if route.procedure is not None])
+        if self.mask_BT is None:
+            self.mask_BT = torch.ones(self.B, self.cache.get_seq_length(), dtype=torch.long)
+            self.mask_BT = self.mask_BT.to(self.backbone.device)
+        user = prefix.prompt.user
+        start = self.prompted - prefix.length + user[0]
+        seen_T = self.mask_BT[live.at]
+        seen_T[start : start + user[1] - user[0]] = 0
+        seen_T[self.prompted :] = 0
+        seen_T[start + span.start : start + span.stop] = 1
+        live.position = prefix.length
 
     def _choose(self, lives: Sequence[_Live]) -> list[int | Route]:
         """The next id of every row inside a segment, or the route that ends it."""

@@ -7,8 +7,8 @@ Shape suffixes: B rows, T tokens, U tokens of the user's, E model width, D width
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,16 +25,25 @@ HALF_LIFE = 4  # tokens after which a token counts half as much in a mean that l
 @dataclass(frozen=True)
 class Prefix:
     """A prompt, read. kept: its keys and values, or None where they were not kept. features: float32 [E]
-    each. h_E: float32, the state behind its last token, which the LM head reads."""
+    each. h_E: float32, the state behind its last token, which the LM head reads. user: the states [U,E] of
+    the user's tokens by level, of those levels that a feature is a mean of; nothing where not kept. done:
+    nothing yet."""
 
     prompt: Prompt
     kept: Kept | None
     features: tuple[Tensor, ...]
     h_E: Tensor
+    user: Mapping[int, Tensor] = field(default_factory=dict)
+    done: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
         return len(self.prompt.ids)
+
+    @property
+    def bare(self) -> Prefix:
+        """What routing looks at, without what decoding goes on from."""
+        return Prefix(self.prompt, None, self.features, self.h_E)
 
 
 class Frozen:
@@ -69,13 +78,13 @@ class Frozen:
             assert prefix.kept is not None
             need = prefix.kept.own_bytes
             if not counted:
-                need += sum(x.numel() * x.element_size() for x in prefix.kept.pieces[:-1])
+                need += sum(x.nbytes for x in prefix.kept.pieces[:-1])
             if need <= self.room:
                 self.room -= need
                 counted = True
-                out.append(prefix)
+                out.append(replace(prefix, user={}))
             else:
-                out.append(Prefix(prefix.prompt, None, prefix.features, prefix.h_E))
+                out.append(prefix.bare)
         return out
 
     def kept(self, prefixes: Sequence[Prefix]) -> list[Kept]:
@@ -92,33 +101,39 @@ class _Gather:
     def __init__(self, layers: int, features: Sequence[Feature], prompts: Sequence[Prompt]) -> None:
         self.features, self.prompts = features, prompts
         self.at = [level(f, layers) for f in features]
-        self.shared: list[Tensor] = []
-        self.found: dict[int, tuple[tuple[Tensor, ...], Tensor]] = {}
+        pooled = (at for f, at in zip(features, self.at, strict=True) if f.pool != "last")
+        self.levels = tuple(dict.fromkeys(pooled))
+        self.shared: dict[int, Tensor] = {}
+        self.found: dict[int, tuple[tuple[Tensor, ...], Tensor, dict[int, Tensor]]] = {}
 
     def __call__(self, rows: Sequence[int], states: tuple[Tensor, ...], first: int) -> None:
         if not rows:
-            self.shared = [states[at][0].float() for at in self.at]
+            self.shared = {at: states[at][0] for at in self.levels}
             return
         for b, i in enumerate(rows):
             prompt = self.prompts[i]
             last = len(prompt.ids) - 1 - first
-            picked = []
-            for f, (feature, at) in enumerate(zip(self.features, self.at, strict=True)):
-                x_TE = states[at][b]
-                if feature.pool == "last":
-                    picked.append(x_TE[last].float().clone())
-                    continue
-                start, end = prompt.user
-                weight_U1 = leaning(feature, end - start).to(x_TE.device)
-                early = min(max(first - start, 0), end - start)  # of the user's, in what all prompts share
-                total = (weight_U1[early:] * x_TE[max(start - first, 0) : max(end - first, 0)].float()).sum(0)
-                if self.shared and early:
-                    total = total + (weight_U1[:early] * self.shared[f][start : start + early]).sum(0)
-                picked.append(total / weight_U1.sum())
-            self.found[i] = (tuple(picked), states[-1][b, last].float().clone())
+            start, end = prompt.user
+            user = {}
+            for at in self.levels:
+                own_UE = states[at][b, max(start - first, 0) : max(end - first, 0)]
+                # of the user's tokens, some may be in what all prompts share
+                early_UE = self.shared[at][start:end] if at in self.shared else own_UE[:0]
+                user[at] = torch.cat([early_UE, own_UE])
+            picked = [
+                states[at][b, last].float().clone() if f.pool == "last" else pooled(f, user[at])
+                for f, at in zip(self.features, self.at, strict=True)
+            ]
+            self.found[i] = (tuple(picked), states[-1][b, last].float().clone(), user)
 
-    def result(self, i: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    def result(self, i: int) -> tuple[tuple[Tensor, ...], Tensor, dict[int, Tensor]]:
         return self.found[i]
+
+
+def pooled(feature: Feature, x_UE: Tensor) -> Tensor:
+    """float32 [E]: the mean of the user's states that a feature is."""
+    weight_U1 = leaning(feature, len(x_UE)).to(x_UE.device)
+    return (weight_U1 * x_UE.float()).sum(0) / weight_U1.sum()
 
 
 def leaning(feature: Feature, tokens: int) -> Tensor:
@@ -136,10 +151,12 @@ def level(feature: Feature, layers: int) -> int:
 
 @dataclass(frozen=True)
 class Place:
-    """What a row is routed by behind a segment."""
+    """What a row is routed by behind a segment. done: the procedures until now."""
 
     h_E: Tensor
     features: tuple[Tensor, ...]
+    user: Mapping[int, Tensor] = field(default_factory=dict)
+    done: tuple[str, ...] = ()
 
 
 class Boundary:

@@ -149,11 +149,14 @@ def boundary(
 
 
 def scales(
-    sites: Mapping[Kind, Statistics], features: Sequence[Feature], shrinkage: float
+    sites: Mapping[Kind, Statistics], features: Sequence[Feature], shrinkage: float, parted: bool = False
 ) -> dict[Kind, float]:
-    """The scale of the scores of every kind, fitted to the samples that it keeps."""
+    """The scale of the scores of every kind, fitted to the samples that it keeps. parted: of boundaries, that
+    of `Parts`."""
     whole, lead = places_of(features)
     found: dict[Kind, float] = {}
+    if parted and "first" in sites:
+        found["boundary"] = fit_alpha(sites["first"].drop(SPECIALS).only(means_of(features)), shrinkage)
     for kind, stats in sites.items():
         if kind == "first":
             found[kind] = fit_alpha(stats.only(whole), shrinkage)
@@ -192,6 +195,11 @@ def with_text(one: Scorer, stats: Statistics, none: Statistics, shrinkage: float
         bias_C=torch.cat([one.bias_C, torch.tensor([bias], dtype=torch.float64)]),
         label_C=torch.cat([one.label_C, torch.tensor([labels.index(TEXT)])]),
     )
+
+
+def means_of(features: Sequence[Feature]) -> Places:
+    """Where the plain means over the user's tokens lie."""
+    return tuple(f for f, feature in enumerate(features) if feature.pool == "user")
 
 
 def places_of(features: Sequence[Feature]) -> tuple[Places, Places]:

@@ -25,6 +25,7 @@ from memtoken_cli.methods.tokmem.adapter import worn
 from memtoken_cli.methods.tokmem.bank import Bank, digest_of
 from memtoken_cli.methods.tokmem.collect import boundary_site, first_site, kept_of, map_of, prompt_kinds
 from memtoken_cli.methods.tokmem.config import Config, TrainConfig
+from memtoken_cli.methods.tokmem.examples import Example
 from memtoken_cli.methods.tokmem.features import Frozen
 from memtoken_cli.methods.tokmem.learn import Block, Learning
 from memtoken_cli.methods.tokmem.material import Material
@@ -104,14 +105,15 @@ class Maker:
             if self.config.address == "decoupled":
                 address_PE = Parameter(self._address(part.procedures, start).to(device))
             replay = self._replay(part, laid, statistics)
-            blocks.append(Block(part.rows, control_PkE, part.learned, part.val, address_PE, replay))
+            examples = self._examples(part)
+            blocks.append(Block(part.rows, control_PkE, examples, part.val, address_PE, replay))
         eoc_1E: Tensor | None = None
         if start.eoc_E is not None:
             eoc_1E = start.eoc_E[None].to(device)
         elif self.config.segment_end == "eoc":
             eoc_1E = Parameter(initial.eoc_row(self.backbone, self.seed).to(device))
         next_PE = None
-        if isinstance(eoc_1E, Parameter) and self.config.address == "lda" and laid.chained:
+        if isinstance(eoc_1E, Parameter) and self.config.by_states and laid.chained:
             next_PE = Parameter(self._address(laid.parts[0].procedures, start).to(device))
         return Learning(
             self.backbone,
@@ -127,6 +129,12 @@ class Maker:
             None if start.address_PE is None else start.address_PE.to(device),
             next_PE,
         )
+
+    def _examples(self, part: Part) -> list[Example]:
+        """What rows learn from: a part of a query is answered as a query for one is, so that these are
+        enough."""
+        one = [example for example in part.learned if len(example.segments) == 1]
+        return one if one and self.config.by_parts else part.learned
 
     def _control(self, part: Part, start: Bank, tokens: int) -> Tensor:
         """The rows of a block as they start; what is updated goes on from where it is."""
@@ -174,7 +182,7 @@ class Maker:
             sites = prompt_kinds(self.pool, seen, part.own, negatives, project_DQ)
         else:  # trained addresses learn chains and singles as one
             sites = {"first": first_site(self.pool, seen, part.own, project_DQ)}
-        if laid.chained and self.config.address == "lda" and part.learned:
+        if laid.chained and self.config.by_states and part.learned:
             sites["boundary"] = boundary_site(task, b, part.learned, part.own, project_DQ)
         trained = self.rundir is not None and bool(part.learned)
         scores = task.examine(part.val, b) if trained else {}
@@ -233,4 +241,5 @@ class Maker:
             keep_val=kept_of(config.lda),
             keep_features=config.lda.keep_features,
             scatter=config.lda.scatter,
+            following=config.lda.following,
         )

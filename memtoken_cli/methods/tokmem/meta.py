@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from memtoken_cli.methods.tokmem.config import AddressMode, Feature, SegmentEnd
+from memtoken_cli.methods.tokmem.config import AddressMode, Feature, Following, SegmentEnd, by_parts
 
 # what two banks must agree on to become one
-ALIKE = ("address", "tokens", "features", "segment_end", "prompt", "adapter", "shrinkage", "scatter")
+ALIKE = (
+    "address", "tokens", "features", "segment_end", "prompt", "adapter", "shrinkage", "scatter", "following",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,13 @@ class Meta:
     keep_val: int = 4
     keep_features: bool = False
     scatter: Literal["shared", "frozen"] = "shared"
+    following: Following = "parts"
     blocks: tuple[Block, ...] = ()
     history: tuple[str, ...] = ()
     approximate: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def by_parts(self) -> bool:
+        """Whether closed-form addresses read queries in parts."""
+        return self.address == "lda" and by_parts(self.following, self.features)

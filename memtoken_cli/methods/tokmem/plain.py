@@ -18,6 +18,7 @@ from memtoken_cli.methods.tokmem.bank import Bank
 from memtoken_cli.methods.tokmem.features import leaning, level
 from memtoken_cli.methods.tokmem.keys import INSIST, NONE, Options
 from memtoken_cli.methods.tokmem.kinds import FirstSite
+from memtoken_cli.methods.tokmem.parts import Parts
 from memtoken_cli.methods.tokmem.prompt import Prompt
 
 
@@ -49,12 +50,14 @@ class Plain:
         chain = list(options.forced)
         limit = len(chain) or options.max_procedures or bank.meta.max_procedures
         used, self.spans, self.several = 0, [range(0)], None
+        self.parts_seen: list[tuple[int, range]] = []
         name = chain.pop(0) if options.forced else self._route("first")
         while True:
             if name is not None:
                 used += 1
                 at = bank.names.index(name) * bank.meta.tokens
                 self.ids += [self.V + 1 + at + j for j in range(bank.meta.tokens)]
+                self._focus()
             start = len(self.ids)
             ended = self._segment(name)
             self.spans.append(range(start, len(self.ids)))
@@ -120,29 +123,42 @@ class Plain:
         return self.bank.names[int(p_P.argmax())]
 
     def _scored(self, site: str, seen: _Seen, plain: bool) -> str | None:
-        if site not in self.bank.sites:
+        parts = self.bank.parts()
+        if site not in self.bank.sites and parts is None:
             return None
-        start, end = self.prompt.user
         T = len(self.prompt.ids)
-        features = []
-        for feature in self.bank.meta.features:
-            x_TE = seen.states[level(feature, len(seen.states) - 1)].float()
-            weight_U1 = leaning(feature, end - start)
-            mean_E = (x_TE[start:end] * weight_U1).sum(0) / weight_U1.sum()
-            features.append(x_TE[-1] if feature.pool == "last" else mean_E)
+        features = self._features(seen, -1, *self.prompt.user)
         if site == "boundary":
             spoken = [span for span in self.spans if len(span)]  # an empty segment has no mean
             final_TE = seen.states[-1].float()
             last = final_TE[T + spoken[-1].start : T + spoken[-1].stop] if spoken else final_TE[-1:]
             features.append(last.mean(0))
-        scorer = self.bank.scorer(site)  # type: ignore[arg-type]
-        if isinstance(scorer, FirstSite):
-            (self.several,) = scorer.asks_for_several([x[None] for x in features]).tolist()
         allowed = self.options.allowed(self.bank.names)
+        if parts is not None:
+            token_UL = self._tokens(parts, seen)
+        if parts is not None and site == "boundary":
+            labels, score_S = parts.labels, parts.following(token_UL, self._done())
+        else:
+            scorer = self.bank.scorer(site)  # type: ignore[arg-type]
+            labels, score_S = scorer.labels, scorer.scores([x[None] for x in features])[0]
+            if isinstance(scorer, FirstSite):
+                (self.several,) = scorer.asks_for_several([x[None] for x in features]).tolist()
+            elif parts is not None and self.bank.meta.max_procedures > 1:
+                self.several = parts.several(token_UL)
+                if self.several:
+                    first_P = parts.first(token_UL)
+                    P = len(first_P)
+                    apart_S = score_S[P:] - score_S[:P].max()
+                    score_S = torch.cat([first_P, first_P.max() + apart_S])
         special = plain if site == "first" else not (self.several and self._used() == 1)
-        mask = torch.tensor([n in allowed or (n.startswith("\0") and special) for n in scorer.labels])
-        label = scorer.labels[int(scorer.log_probs([x[None] for x in features], mask)[0].argmax())]
+        mask_S = torch.tensor([n in allowed or (n.startswith("\0") and special) for n in labels])
+        label = labels[int(score_S.masked_fill(~mask_S, float("-inf")).argmax())]
         return None if label.startswith("\0") else label
+
+    def _done(self) -> list[int]:
+        k, first = self.bank.meta.tokens, self.V + 1
+        rows = [(i - first) // k for i in self.ids if i >= first]
+        return rows[::k]
 
     def _memory(self, seen: _Seen) -> Tensor:
         rows_PE = self.bank.control_PkE[:, 0] if self.bank.address_PE is None else self.bank.address_PE
@@ -166,14 +182,65 @@ class Plain:
             else:
                 x.append(rows[i - self.V - 1])
         x_1TE = torch.stack(x)[None]
-        out = self.backbone.model(inputs_embeds=x_1TE, use_cache=False, output_hidden_states=True)
-        final = self.backbone.model.get_decoder()(inputs_embeds=x_1TE, use_cache=False).last_hidden_state[0]
+        how = {"inputs_embeds": x_1TE, "use_cache": False, **self._focused()}
+        out = self.backbone.model(**how, output_hidden_states=True)
+        final = self.backbone.model.get_decoder()(**how).last_hidden_state[0]
         return _Seen(out.logits[0, -1].float(), (*(x[0] for x in out.hidden_states[:-1]), final))
+
+    def _focused(self) -> dict[str, Tensor]:
+        """What each token sees, and its place, where segments see their parts alone."""
+        if not self.parts_seen:
+            return {}
+        P, T = len(self.prompt.ids), len(self.prompt.ids) + len(self.ids)
+        seen_TT = torch.ones(T, T, dtype=torch.bool).tril()
+        place = list(range(T))
+        start, end = self.prompt.user
+        for begin, span in self.parts_seen:
+            for t in range(P + begin, T):
+                seen_TT[t, start:end] = False
+                seen_TT[t, start + span.start : start + span.stop] = True
+                seen_TT[t, P : P + begin] = False
+                place[t] = t - begin
+        hidden_TT = torch.zeros(T, T).masked_fill(~seen_TT, torch.finfo(torch.float32).min)
+        return {"attention_mask": hidden_TT[None, None], "position_ids": torch.tensor([place])}
+
+    def _focus(self) -> None:
+        """The procedure whose tokens were just put in sees its own part from there on."""
+        parts = self.bank.parts()
+        if parts is None or any(window is not None for window in self.backbone.dims.windows):
+            return
+        token_UL = self._tokens(parts, self._see())
+        if self.several is None and self.options.forced:
+            scorer, P = self.bank.scorer(), len(self.prompt.ids)
+            if isinstance(scorer, FirstSite):
+                found = self._features(self._see(), P - 1, *self.prompt.user)
+                (self.several,) = scorer.asks_for_several([x[None] for x in found]).tolist()
+            else:
+                self.several = self.bank.meta.max_procedures > 1 and parts.several(token_UL)
+        if self.several:
+            self.parts_seen.append(
+                (len(self.ids) - self.bank.meta.tokens, parts.span(token_UL, self._done()))
+            )
+
+    def _tokens(self, parts: Parts, seen: _Seen) -> Tensor:
+        start, end = self.prompt.user
+        levels = [level(f, len(seen.states) - 1) for f in self.bank.meta.features if f.pool == "user"]
+        return parts.tokens(self.bank.projected([seen.states[at][start:end].float() for at in levels]))
+
+    def _features(self, seen: _Seen, last: int, start: int, end: int) -> list[Tensor]:
+        features = []
+        for feature in self.bank.meta.features:
+            x_TE = seen.states[level(feature, len(seen.states) - 1)].float()
+            weight_U1 = leaning(feature, end - start)
+            mean_E = (x_TE[start:end] * weight_U1).sum(0) / weight_U1.sum()
+            features.append(x_TE[last] if feature.pool == "last" else mean_E)
+        return features
 
     def _routes_at_eos(self) -> bool:
         """Closed-form addresses are no logits: there EOS ends a segment, and scores tell what follows."""
-        closed = self.bank.meta.address == "lda" and "boundary" in self.bank.sites
-        return closed and self.bank.meta.segment_end != "eoc"
+        closed = self.bank.meta.address == "lda"
+        known = "boundary" in self.bank.sites or self.bank.parts() is not None
+        return closed and known and self.bank.meta.segment_end != "eoc"
 
     def _used(self) -> int:
         k = self.bank.meta.tokens

@@ -81,7 +81,7 @@ def check(found: Material, old: Bank | None, config: Config, backbone: CausalLM)
     for key, value in wanted.items():
         if (has := vars(old.meta)[key]) != value:
             raise UsageError(f"the bank has {key}: {has}, the recipe {value}", hint=f"tokmem.{key}={has}")
-    if found.chains and "boundary" not in old.sites and config.address == "lda" and len(old):
+    if found.chains and "boundary" not in old.sites and config.by_states and len(old):
         raise UsageError(
             "the bank's first block had no chain, so that none can be added",
             hint="train a new bank whose first block has chains",

@@ -47,7 +47,7 @@ class Pool:
             if all(self._has(example, form) for example in members):
                 continue
             shown = any(form in shown_forms(example, self.config) for example in members)
-            made = self.frozen.prepare(prompts) if shown else [bare(p) for p in self.frozen.read(prompts)]
+            made = self.frozen.prepare(prompts) if shown else [p.bare for p in self.frozen.read(prompts)]
             for example, prefix in zip(members, made, strict=True):
                 self.found[example.key, form] = prefix
 
@@ -61,8 +61,3 @@ class Pool:
     def forms(self, example: Example) -> Mapping[str, Prefix]:
         """All forms that an example has."""
         return {form: self.found[example.key, form] for form in example.prompts}
-
-
-def bare(prefix: Prefix) -> Prefix:
-    """Without its keys and values."""
-    return Prefix(prefix.prompt, None, prefix.features, prefix.h_E)

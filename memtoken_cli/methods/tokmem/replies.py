@@ -48,14 +48,19 @@ class Examined:
         """float64 [B,P], or [B,P+1] where the bank can tell that no procedure is asked for."""
         prompts, features = self.prompts(asked), self.bank.meta.features
         keys = [(features, prompt.ids) for prompt in prompts]
-        new = [i for i, key in enumerate(keys) if key not in self.memo]
+        router = self.ready.decoder.router
+        new = [
+            i
+            for i, key in enumerate(keys)
+            if key not in self.memo or (router.splits and not self.memo[key].user)
+        ]
         groups = [asked[i].instruction or "" for i in new]
-        read = read_grouped(self.ready.frozen, [prompts[i] for i in new], groups)
+        read = read_grouped(self.ready.frozen, [prompts[i] for i in new], groups, router.splits)
         for i, prefix in zip(new, read, strict=True):
             self.memo[keys[i]] = prefix
             # what the head reads comes with any other state
             self.memo[(FINAL,), prompts[i].ids] = final_of(prefix)
-        return first_site(self.ready.decoder.router, [self.memo[key] for key in keys])
+        return first_site(router, [self.memo[key] for key in keys])
 
     def replies(self, asked: Sequence[Question], chosen: Sequence[Names], new: int) -> list[Reply]:
         """Greedy replies of at most `new` tokens a segment, each under its own choice."""

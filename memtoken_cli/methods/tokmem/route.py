@@ -9,7 +9,7 @@ Shape suffixes: B rows, P procedures, S procedures and specials, E model width, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,18 +20,24 @@ from memtoken_cli.engine import vocab
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.decode import end_ids
 from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
-from memtoken_cli.methods.tokmem.features import columns
-from memtoken_cli.methods.tokmem.kinds import AnyScorer, FirstSite
+from memtoken_cli.methods.tokmem.features import columns, level
+from memtoken_cli.methods.tokmem.kinds import AnyScorer, FirstSite, means_of
+from memtoken_cli.methods.tokmem.parts import Parts
 from memtoken_cli.methods.tokmem.statistics import END, TEXT
 
 
 class State(Protocol):
-    """What a row is routed by. h_E: what the head reads; features: float32 [D], one a feature of the site."""
+    """What a row is routed by. h_E: what the head reads; features: float32 [D], one a feature of the site.
+    user: states [U,E] of the user's tokens, by level; done: the procedures until now."""
 
     @property
     def h_E(self) -> Tensor: ...
     @property
     def features(self) -> Sequence[Tensor]: ...
+    @property
+    def user(self) -> Mapping[int, Tensor]: ...
+    @property
+    def done(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,20 @@ class Route:
         }
 
 
+@dataclass(frozen=True)
+class Scores:
+    """scores_BS float64 of procedures and specials by `labels`, log-odds; whether each row asks for several
+    procedures, where that is known."""
+
+    labels: tuple[str, ...]
+    scores_BS: Tensor
+    asks: Sequence[bool] | None = None
+
+    @property
+    def several(self) -> list[bool | None]:
+        return [None] * len(self.scores_BS) if self.asks is None else list(self.asks)
+
+
 class Router:
     """A bank's addresses, made ready once: the closed forms are solved here."""
 
@@ -85,16 +105,28 @@ class Router:
         self.joins = self.trained and bank.meta.softmax == "full"  # with the vocabulary, in one softmax
         self.address_PE: Tensor | None = None
         self.scorers: dict[str, AnyScorer] = {}
+        self.parts: Parts | None = None
         if self.trained:
             rows_PE = bank.control_PkE[:, 0] if bank.address_PE is None else bank.address_PE
             self.address_PE = rows_PE.to(backbone.device)
         elif self.names:
             self.scorers = {site: bank.scorer(site) for site in SITES if site in bank.sites}
+            self.parts = bank.parts()
+        features, layers = bank.meta.features, backbone.dims.layers
+        self.levels = [level(features[f], layers) for f in means_of(features)]
         self.ends = end_ids(backbone)
 
     def answers(self, site: Site) -> bool:
         """Whether the bank can route at this site; a boundary needs trained addresses or statistics of it."""
-        return bool(self.names) and (self.trained or site in self.scorers)
+        parted = site == "boundary" and self.parts is not None
+        return bool(self.names) and (self.trained or site in self.scorers or parted)
+
+    @property
+    def splits(self) -> bool:
+        """Whether the first site reads queries in parts: where answers may have several, and no statistics
+        tell such queries."""
+        unseen = "several" not in self.bank.sites and self.bank.meta.max_procedures > 1
+        return self.parts is not None and unseen
 
     def route(
         self,
@@ -126,16 +158,57 @@ class Router:
         if self.trained:
             scores_BP, p_BP, plain_B = self._trained(site, states, allowed_BP)
         else:
-            scorer = self.scorers[site]
-            features = self.bank.projected(columns(state.features for state in states))
-            scores_BP, p_BP, plain_B = self._scored(site, scorer, features, allowed_BP, choices)
-            if isinstance(scorer, FirstSite):
-                several = scorer.asks_for_several(features).tolist()
+            scores = self.scores(site, states)
+            scores_BP, p_BP, plain_B = self._scored(site, scores, allowed_BP, choices)
+            several = scores.several
         routes = [
             self._route(site, choice, top_k, scores_P, p_P, None if plain_B is None else float(plain_B[b]))
             for b, (choice, scores_P, p_P) in enumerate(zip(choices, scores_BP, p_BP, strict=True))
         ]
         return [replace(route, several=s) for route, s in zip(routes, several, strict=True)]
+
+    def scores(self, site: Site, states: Sequence[State]) -> Scores:
+        """What closed-form addresses say at a site that they answer at."""
+        if site == "boundary" and self.parts is not None:
+            done = [[self.names.index(name) for name in state.done] for state in states]
+            found = [self.parts.following(*pair) for pair in zip(self._tokens(states), done, strict=True)]
+            return Scores(self.parts.labels, torch.stack(found))
+        scorer = self.scorers[site]
+        features = self.bank.projected(columns(state.features for state in states))
+        scores = Scores(scorer.labels, scorer.scores(features))
+        if isinstance(scorer, FirstSite):
+            return replace(scores, asks=scorer.asks_for_several(features).tolist())
+        return self._split(scores, states) if self.splits else scores
+
+    @property
+    def focuses(self) -> bool:
+        """Whether a segment sees its own part of the query alone; a sliding window counts what is hidden."""
+        return self.parts is not None and all(w is None for w in self.backbone.dims.windows)
+
+    def part(self, state: State, done: Sequence[str]) -> range:
+        """The user's tokens that ask for the last of the procedures `done`."""
+        assert self.parts is not None, "only queries that are read in parts have any"
+        (token_UL,) = self._tokens([state])
+        return self.parts.span(token_UL, [self.names.index(name) for name in done])
+
+    def _split(self, scores: Scores, states: Sequence[State]) -> Scores:
+        """Rows that ask for several procedures, by the first of their parts; what is no procedure stays as
+        far from the best one as it was."""
+        assert self.parts is not None, "only queries that are read in parts are split"
+        tokens, P = self._tokens(states), len(self.names)
+        asks = [self.parts.several(token_UL) for token_UL in tokens]
+        scores_BS = scores.scores_BS.clone()
+        for b in (b for b, several in enumerate(asks) if several):
+            first_P = self.parts.first(tokens[b])
+            scores_BS[b, P:] += first_P.amax() - scores_BS[b, :P].amax()
+            scores_BS[b, :P] = first_P
+        return Scores(scores.labels, scores_BS, asks)
+
+    def _tokens(self, states: Sequence[State]) -> list[Tensor]:
+        """[U,P] of each row: what its tokens say for the procedures."""
+        assert self.parts is not None, "nothing else looks at tokens"
+        users = [[state.user[at].float() for at in self.levels] for state in states]
+        return [self.parts.tokens(self.bank.projected(user)) for user in users]
 
     def joint(self, h_BE: Tensor) -> tuple[Tensor, Tensor]:
         """float32 logits of the vocabulary [B,V] and of the trained addresses [B,P], on the CPU."""
@@ -171,18 +244,17 @@ class Router:
     def _scored(
         self,
         site: Site,
-        scorer: AnyScorer,
-        features: Sequence[Tensor],
+        scores: Scores,
         allowed_BP: Tensor,
         choices: Sequence[Choice],
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         special, P = TEXT if site == "first" else END, len(self.names)
-        allowed_BS = torch.zeros(len(choices), len(scorer.labels), dtype=torch.bool)
+        allowed_BS = torch.zeros(len(choices), len(scores.labels), dtype=torch.bool)
         allowed_BS[:, :P] = allowed_BP
-        at = scorer.labels.index(special) if special in scorer.labels else None
+        at = scores.labels.index(special) if special in scores.labels else None
         if at is not None:
             allowed_BS[:, at] = torch.tensor([choice.plain for choice in choices])
-        scores_BS = scorer.scores(features).masked_fill(~allowed_BS, float("-inf"))
+        scores_BS = scores.scores_BS.masked_fill(~allowed_BS, float("-inf"))
         empty_B1 = ~allowed_BS.any(-1, keepdim=True)
         p_BS = scores_BS.masked_fill(empty_B1, 0.0).softmax(-1).masked_fill(empty_B1, 0.0)
         return scores_BS[:, :P], p_BS[:, :P], None if at is None else p_BS[:, at]

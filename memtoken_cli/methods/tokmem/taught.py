@@ -108,7 +108,7 @@ def statistics(
     classes: list[Class] = []
     found: list[tuple[Tensor, ...]] = []
     for one, prefix, tokens in zip(batch, laid.prefixes, laid.layouts, strict=True):
-        if not one.calls:
+        if not one.calls or bank.meta.by_parts:
             continue
         states = _states(backbone, bank, prefix, tokens)
         after = [*(name for name, _ in one.calls[1:]), END]
