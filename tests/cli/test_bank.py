@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -425,7 +426,7 @@ def test_add_with_steps_moves_only_the_new_rows(memtok: Memtok, local: Bank) -> 
 def chained(memtok: Memtok) -> Bank:
     """A bank that knows what follows a segment, in FILE."""
     save(tiny_llama(), Path("model"))
-    found = tiny_bank(tiny_llama(), "lda", segment_end="eoc", max_procedures=3)
+    found = tiny_bank(tiny_llama(), "lda", segment_end="eoc", max_procedures=3, following="states")
     found.save(FILE)
     return found
 
@@ -477,11 +478,23 @@ def test_a_chained_bank_learns_where_new_single_calls_end(memtok: Memtok, chaine
 
 def test_chains_that_cannot_be_added(memtok: Memtok, local: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(sort=6)
+    behind = replace(local, meta=replace(local.meta, following="states"))
+    behind.save(FILE)
     chains(("sort", "style"))
     fails(memtok(*ADD, "chains=chains.jsonl"), 2, "no chain", "whose first block has chains")
     chains(("sort", "styel"))
     monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
     fails(memtok(*ADD, "chains=chains.jsonl"), 3, "unknown procedure styel in chains.jsonl:1", "style")
+
+
+def test_a_bank_that_reads_queries_in_parts_takes_chains_at_any_time(memtok: Memtok, local: Bank) -> None:
+    folder(sort=6)
+    chains(("sort", "style"), ("style", "sort"))
+    ran = memtok(*ADD, "chains=chains.jsonl")
+    assert ran.code == 0, ran.err
+    grown = Bank.load("new")
+    assert set(grown.sites) == {"first", "several"} and grown.meta.max_procedures == 4
+    assert all(grown.same_row(local, name) for name in local.names)
 
 
 def test_add_reads_its_folder_once(memtok: Memtok, local: Bank, monkeypatch: pytest.MonkeyPatch) -> None:

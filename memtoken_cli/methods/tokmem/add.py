@@ -67,7 +67,7 @@ def config_of(bank: Bank, keys: BankKeys) -> Config:
         tokens=meta.tokens,
         init="text",
         segment_end=meta.segment_end,
-        max_procedures=meta.max_procedures,
+        max_procedures=None if keys.chains and meta.max_procedures == 1 else meta.max_procedures,
         route_softmax=meta.softmax,
         lda=LdaSection(
             features=meta.features,
