@@ -119,9 +119,14 @@ class Bank:
             return kinds.first_site(self.sites, wanted, self.meta.features, shrinkage, self.alpha)
         return kinds.boundary(self.sites[site], wanted, shrinkage, self.alpha.get(site, 1.0))
 
+    @property
+    def parted(self) -> bool:
+        """Whether it reads queries in parts, and knows any."""
+        return self.meta.by_parts and "first" in self.sites and bool(self.names)
+
     def parts(self) -> Parts | None:
-        """What reads queries in parts, where the bank does and knows any."""
-        if not self.meta.by_parts or "first" not in self.sites or not self.names:
+        """What reads queries in parts, where the bank does."""
+        if not self.parted:
             return None
         one = self.sites["first"].only(kinds.means_of(self.meta.features))
         return Parts.of(one, self.names, self.meta.shrinkage, self.alpha.get("boundary", 1.0))

@@ -183,8 +183,9 @@ class _Batch:
         due = [x for x in self.alive if x.put is None and x.row.route and not x.row.queue]
         for live in due:
             if live.row.chain:
-                yield RouteEvent(live.number, live.row.force())
+                forced = live.row.force()
                 self._focus(live)
+                yield RouteEvent(live.number, forced)
         for site in SITES:
             lives = [live for live in due if live.row.route == site and not live.row.chain]
             if not lives:
@@ -202,7 +203,7 @@ class _Batch:
     def _state(self, live: _Live, site: Site) -> State:
         if site == "first":
             return live.prefix
-        if self.decoder.router.parts is None:
+        if not self.decoder.bank.parted:
             return live.boundary.state(self.h_BE[live.at])
         done = tuple(s.procedure for s in live.row.segments if s.procedure is not None)
         return Place(self.h_BE[live.at], (), live.prefix.user, done)

@@ -26,19 +26,22 @@ HALF_LIFE = 4  # tokens after which a token counts half as much in a mean that l
 class Prefix:
     """A prompt, read. kept: its keys and values, or None where they were not kept. features: float32 [E]
     each. h_E: float32, the state behind its last token, which the LM head reads. user: the states [U,E] of
-    the user's tokens by level, of those levels that a feature is a mean of; nothing where not kept. done:
-    nothing yet."""
+    the user's tokens by level, of those levels that a feature is a mean of; nothing where not kept."""
 
     prompt: Prompt
     kept: Kept | None
     features: tuple[Tensor, ...]
     h_E: Tensor
     user: Mapping[int, Tensor] = field(default_factory=dict)
-    done: tuple[str, ...] = ()
 
     @property
     def length(self) -> int:
         return len(self.prompt.ids)
+
+    @property
+    def done(self) -> tuple[str, ...]:
+        """No procedure yet."""
+        return ()
 
     @property
     def bare(self) -> Prefix:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -105,28 +106,33 @@ class Router:
         self.joins = self.trained and bank.meta.softmax == "full"  # with the vocabulary, in one softmax
         self.address_PE: Tensor | None = None
         self.scorers: dict[str, AnyScorer] = {}
-        self.parts: Parts | None = None
         if self.trained:
             rows_PE = bank.control_PkE[:, 0] if bank.address_PE is None else bank.address_PE
             self.address_PE = rows_PE.to(backbone.device)
         elif self.names:
             self.scorers = {site: bank.scorer(site) for site in SITES if site in bank.sites}
-            self.parts = bank.parts()
         features, layers = bank.meta.features, backbone.dims.layers
         self.levels = [level(features[f], layers) for f in means_of(features)]
         self.ends = end_ids(backbone)
 
     def answers(self, site: Site) -> bool:
         """Whether the bank can route at this site; a boundary needs trained addresses or statistics of it."""
-        parted = site == "boundary" and self.parts is not None
+        parted = site == "boundary" and self.bank.parted
         return bool(self.names) and (self.trained or site in self.scorers or parted)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """What reads queries in parts, solved where one is; of a bank that does."""
+        found = self.bank.parts()
+        assert found is not None, "only queries of banks that read parts have any"
+        return found
 
     @property
     def splits(self) -> bool:
         """Whether the first site reads queries in parts: where answers may have several, and no statistics
         tell such queries."""
         unseen = "several" not in self.bank.sites and self.bank.meta.max_procedures > 1
-        return self.parts is not None and unseen
+        return self.bank.parted and unseen
 
     def route(
         self,
@@ -169,7 +175,7 @@ class Router:
 
     def scores(self, site: Site, states: Sequence[State]) -> Scores:
         """What closed-form addresses say at a site that they answer at."""
-        if site == "boundary" and self.parts is not None:
+        if site == "boundary" and self.bank.parted:
             done = [[self.names.index(name) for name in state.done] for state in states]
             found = [self.parts.following(*pair) for pair in zip(self._tokens(states), done, strict=True)]
             return Scores(self.parts.labels, torch.stack(found))
@@ -182,19 +188,19 @@ class Router:
 
     @property
     def focuses(self) -> bool:
-        """Whether a segment sees its own part of the query alone; a sliding window counts what is hidden."""
-        return self.parts is not None and all(w is None for w in self.backbone.dims.windows)
+        """Whether a segment sees its own part of the query alone: where queries for several procedures are
+        told, and no sliding window counts what is hidden."""
+        told = self.splits or isinstance(self.scorers.get("first"), FirstSite)
+        return self.bank.parted and told and all(w is None for w in self.backbone.dims.windows)
 
     def part(self, state: State, done: Sequence[str]) -> range:
         """The user's tokens that ask for the last of the procedures `done`."""
-        assert self.parts is not None, "only queries that are read in parts have any"
         (token_UL,) = self._tokens([state])
         return self.parts.span(token_UL, [self.names.index(name) for name in done])
 
     def _split(self, scores: Scores, states: Sequence[State]) -> Scores:
         """Rows that ask for several procedures, by the first of their parts; what is no procedure stays as
         far from the best one as it was."""
-        assert self.parts is not None, "only queries that are read in parts are split"
         tokens, P = self._tokens(states), len(self.names)
         asks = [self.parts.several(token_UL) for token_UL in tokens]
         scores_BS = scores.scores_BS.clone()
@@ -206,7 +212,6 @@ class Router:
 
     def _tokens(self, states: Sequence[State]) -> list[Tensor]:
         """[U,P] of each row: what its tokens say for the procedures."""
-        assert self.parts is not None, "nothing else looks at tokens"
         users = [[state.user[at].float() for at in self.levels] for state in states]
         return [self.parts.tokens(self.bank.projected(user)) for user in users]
 
