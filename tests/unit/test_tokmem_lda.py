@@ -42,7 +42,10 @@ def plain_scores(classes, features, asked, shrinkage=SHRINKAGE):
             sigma = scatter / (N - C)
             sigma = sigma + shrinkage * np.trace(sigma) / D * np.eye(D)
         else:
-            total_DD = sum(np.outer(x - centre, x - centre) for x in x_ND.double().numpy()) / N
+            total_DD = 0
+            for c, x in zip(classes, x_ND.double().numpy(), strict=True):
+                form = np.mean([m for f, m in zip(found, means, strict=True) if f.facet == c.facet], 0)
+                total_DD = total_DD + np.outer(x - form, x - form) / N
             sigma = total_DD + np.trace(total_DD) / D * np.eye(D)
         inverse = np.linalg.inv(sigma)
         for c, mean in zip(found, means, strict=True):

@@ -194,8 +194,9 @@ class Statistics:
     def spread(self, feature: int, shrinkage: float) -> Basis:
         """The covariance and the centre that scores of a feature are computed with.
 
-        Within classes, S / (N - C) + shrinkage * its mean variance * I; the total about the centre, shrinkage
-        1, where samples are too few (one-shot banks).
+        Within classes, S / (N - C) + shrinkage * its mean variance * I; the total, shrinkage 1, where samples
+        are too few (one-shot banks), about the centre of each form: how far queries are from queries with
+        their instruction says nothing about procedures.
         """
         if self.basis is not None:
             return self.basis[feature]
@@ -205,7 +206,7 @@ class Statistics:
             sigma_DD = m.scatter_DD / self.freedom
         else:
             shrinkage = 1.0
-            apart_CD = m.mean_CD - centre_D
+            apart_CD = m.mean_CD - _centres(self.classes, m.mean_CD)
             between_DD = (apart_CD * self.count_C[:, None]).T @ apart_CD
             sigma_DD = (m.scatter_DD + between_DD) / max(1.0, self.freedom + len(self.classes))
         return Basis(shrunk(sigma_DD, shrinkage), centre_D)
@@ -272,6 +273,14 @@ def merged(parts: Iterable[Statistics]) -> Statistics:
     for part in rest:
         first = first.merge(part)
     return first
+
+
+def _centres(classes: Sequence[Class], mean_CD: Tensor) -> Tensor:
+    """[C,D]: the mean of all classes that are asked in a class's form."""
+    facets = torch.tensor([FACETS.index(c.facet) for c in classes], dtype=torch.long)
+    count_F = torch.bincount(facets, minlength=len(FACETS)).clamp(min=1)
+    sum_FD = _zeros(len(FACETS), mean_CD.shape[1]).index_add_(0, facets, mean_CD)
+    return (sum_FD / count_F[:, None])[facets]
 
 
 def _zeros(rows: int, columns: int) -> Tensor:
