@@ -90,9 +90,9 @@ def test_each_kind_is_told():
     assert said[asked].double().mean() < 0.1 and said[~asked].double().mean() < 0.1
     assert site.asks_for_several(mixed).double().mean() > 0.9
     for found, x in ((classes, features), (several, mixed)):
-        chosen = [site.labels[i] for i in site.log_probs(x).argmax(1).tolist()]
+        chosen = [site.labels[i] for i in site.scores(x).argmax(1).tolist()]
         assert np.mean([c == of.procedure for c, of in zip(chosen, found, strict=True)]) > 0.9
-    fired = site.log_probs(of_none()[1]).argmax(1) != NAMES.index("d") + 1
+    fired = site.scores(of_none()[1]).argmax(1) != NAMES.index("d") + 1
     assert fired.double().mean() < 0.1
 
 
@@ -104,7 +104,7 @@ def test_strangers_fire_less_often_than_beside_a_class_of_their_own_alone():
     ours = scorer({"first": first, "text": none}, features=FEATURES)
     plain = Scorer.of(first.merge(none), NAMES, SHRINKAGE)
     fired = [
-        float((s.log_probs([x[40:] for x in strangers]).argmax(1) != len(NAMES)).double().mean())
+        float((s.scores([x[40:] for x in strangers]).argmax(1) != len(NAMES)).double().mean())
         for s in (ours, plain)
     ]
     assert fired[0] < 0.75 * fired[1]
@@ -151,7 +151,7 @@ def test_the_end_is_told_from_all_that_may_follow():
     site = kinds.boundary(both, NAMES, SHRINKAGE, 0.5)
     assert isinstance(site, NextSite) and site.labels == (*NAMES, END)
     for x, wanted in ((features, [c.procedure for c in classes]), (ends()[1], [END] * 40)):
-        chosen = site.log_probs(x).argmax(1)
+        chosen = site.scores(x).argmax(1)
         assert torch.equal(chosen == len(NAMES), site.axis.score(x) > 0)
         assert np.mean([site.labels[i] == w for i, w in zip(chosen.tolist(), wanted, strict=True)]) > 0.9
     plain = Scorer.of(both, NAMES, SHRINKAGE, 0.5).scores(features)[:, : len(NAMES)]
@@ -171,7 +171,7 @@ def test_a_procedure_without_chains_is_known_by_its_queries_for_one():
     site = scorer({**sites, "several": several})
     classes, mixed = of_several()
     of_d = torch.tensor([c.procedure == "d" for c in classes])
-    chosen = site.log_probs([x[of_d] for x in mixed]).argmax(1)
+    chosen = site.scores([x[of_d] for x in mixed]).argmax(1)
     assert (chosen == NAMES.index("d")).double().mean() > 0.9
 
 

@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from unit.test_tokmem_statistics import everything, plain
 
 from memtoken_cli.methods.tokmem import lda
-from memtoken_cli.methods.tokmem.lda import Gaussian, Scorer, fit_alpha, left_out, likeliest
+from memtoken_cli.methods.tokmem.lda import Gaussian, Scorer, fit_alpha, left_out, likeliest, log_softmax
 from memtoken_cli.methods.tokmem.statistics import (
     END,
     TEXT,
@@ -104,7 +104,8 @@ def test_any_partition_equals_the_joint_fit():
         found = Scorer.of(stats, names, SHRINKAGE, fit_alpha(stats, SHRINKAGE))
         error = (found.raw(asked) - want.raw(asked)).abs().max() / want.raw(asked).abs().max()
         assert error <= 1e-9
-        assert (found.log_probs(asked) - want.log_probs(asked)).abs().max() <= 1e-5
+        calibrated = [log_softmax(one.scores(asked)) for one in (found, want)]
+        assert (calibrated[0] - calibrated[1]).abs().max() <= 1e-5
         assert torch.equal(found.raw(asked).argmax(1), want.raw(asked).argmax(1))
 
 
@@ -174,7 +175,7 @@ def test_the_scale_makes_unseen_queries_likelier_than_raw_scores_do():
 
     def nll(scale):
         scorer = Scorer.of(stats, names, SHRINKAGE, scale)
-        return -float(scorer.log_probs(unseen[1])[torch.arange(len(label)), label].mean())
+        return -float(log_softmax(scorer.scores(unseen[1]))[torch.arange(len(label)), label].mean())
 
     assert nll(alpha) < nll(1.0)
     assert nll(alpha) < 1.1 * min(nll(s) for s in torch.logspace(-3, 0, 40).tolist())
@@ -194,7 +195,7 @@ def test_what_has_no_samples_never_wins():
     scorer = Scorer.of(bare, ("a", "stranger", "b"), SHRINKAGE)
     raw_BL = scorer.raw(queries())
     assert raw_BL[:, 1].eq(-math.inf).all() and raw_BL[:, [0, 2]].isfinite().all()
-    log_BL = scorer.log_probs(queries())
+    log_BL = log_softmax(scorer.scores(queries()))
     assert log_BL[:, 1].eq(-math.inf).all()
     torch.testing.assert_close(log_BL.exp().sum(1), torch.ones(9, dtype=torch.float64))
     one = collect([Class("a", "query")] * 2 + [Class("b", "query")] * 2,
@@ -202,13 +203,9 @@ def test_what_has_no_samples_never_wins():
     assert Scorer.of(one, ("a", "b"), SHRINKAGE).raw([torch.zeros(3, 8)]).isfinite().all()
 
 
-def test_only_what_is_allowed_is_chosen():
-    scorer = Scorer.of(statistics(NAMES), NAMES, SHRINKAGE, 0.1)
-    log_BL = scorer.log_probs(queries(), torch.tensor([True, False, True]))
-    assert log_BL[:, 1].eq(-math.inf).all()
-    torch.testing.assert_close(log_BL.exp().sum(1), torch.ones(9, dtype=torch.float64))
-    nothing = scorer.log_probs(queries(), torch.zeros(9, 3, dtype=torch.bool))
-    assert nothing.eq(-math.inf).all()
+def test_where_nothing_has_samples_nothing_is_likely():
+    scorer = Scorer.of(statistics(NAMES), ("stranger", "other"), SHRINKAGE)
+    assert log_softmax(scorer.scores(queries())).eq(-math.inf).all()
 
 
 def test_specials_stand_behind_the_procedures():

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from memtoken_cli.data.chains import Case
 from memtoken_cli.methods.tokmem.exam_config import BenchSection
 from memtoken_cli.methods.tokmem.keys import GenerateKeys as GenerateKeys
 from memtoken_cli.recipe.sections import Section, TrainSection
@@ -185,7 +186,7 @@ class DataConfig(Section):
     blocks: int | tuple[int, ...] = 1
     described: bool = False
     skip_bad: bool = False
-    case: Literal["first", "lower"] = "first"
+    case: Case = "first"
     bench: BenchSection = Field(default_factory=BenchSection)
 
     @model_validator(mode="after")

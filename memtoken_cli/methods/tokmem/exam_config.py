@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from memtoken_cli.data.chains import Wording
 from memtoken_cli.recipe.sections import Section
 
 RowName = Literal[
@@ -65,7 +66,7 @@ class BenchSection(Section):
     lora_seeds: int | None = Field(default=None, ge=1)
     tests: int = Field(default=40, ge=1)
     chains: int | None = Field(default=None, ge=0)
-    wording: Literal["trained", "other"] = "trained"
+    wording: Wording = "trained"
     prompt: Literal["query", "instruction+query"] = "query"
     max_new_tokens: int = Field(default=256, ge=1)
     batch: int = Field(default=16, ge=1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memtoken_cli.methods.tokmem.config import Feature
-from memtoken_cli.methods.tokmem.lda import Scorer, chosen, fit_alpha, log_softmax, wide
+from memtoken_cli.methods.tokmem.lda import Scorer, chosen, fit_alpha, wide
 from memtoken_cli.methods.tokmem.statistics import END, FACETS, SPECIALS, TEXT, Kind, Statistics, shrunk
 
 Places = tuple[int, ...]
@@ -82,10 +82,6 @@ class FirstSite:
             several_BL = torch.cat([several_BL, one_BL[:, P:] + ahead_B[:, None]], 1)
         return torch.where(self.asks_for_several(features)[:, None], several_BL, one_BL)
 
-    def log_probs(self, features: Sequence[Tensor], allowed: Tensor | None = None) -> Tensor:
-        """As `Scorer.log_probs`."""
-        return log_softmax(self.scores(features), allowed)
-
 
 @dataclass(frozen=True)
 class NextSite:
@@ -104,10 +100,6 @@ class NextSite:
         next_BP = self.following.scores(features)
         end_B = next_BP.amax(1) + self.following.alpha * self.axis.score(features)
         return torch.cat([next_BP, end_B[:, None]], 1)
-
-    def log_probs(self, features: Sequence[Tensor], allowed: Tensor | None = None) -> Tensor:
-        """As `Scorer.log_probs`."""
-        return log_softmax(self.scores(features), allowed)
 
 
 AnyScorer = Scorer | FirstSite | NextSite

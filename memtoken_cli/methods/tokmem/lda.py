@@ -71,13 +71,6 @@ class Scorer:
         """`raw`, scaled."""
         return self.alpha * self.raw(features)
 
-    def log_probs(self, features: Sequence[Tensor], allowed: Tensor | None = None) -> Tensor:
-        """[B,L] float64, log-softmax of the scores over `allowed` ([L] or [B,L] bool; None: all).
-
-        A row where nothing allowed has samples is -inf throughout.
-        """
-        return log_softmax(self.scores(features), allowed)
-
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -108,10 +101,8 @@ def wide(x: Tensor) -> Tensor:
     return x.detach().to("cpu", torch.float64)
 
 
-def log_softmax(score_BL: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """[B,L] over `allowed`; a row whose scores there are all -inf stays so."""
-    if allowed is not None:
-        score_BL = score_BL.masked_fill(~allowed, -math.inf)
+def log_softmax(score_BL: Tensor) -> Tensor:
+    """[B,L]; a row whose scores are all -inf stays so."""
     total_B1 = score_BL.logsumexp(1, keepdim=True)
     return torch.where(total_B1.isinf(), -math.inf, score_BL - total_B1)
 
