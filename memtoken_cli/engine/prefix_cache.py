@@ -180,6 +180,18 @@ def together(chosen: Sequence[Kept]) -> Prompted:
     return Prompted(cache_of(kv), seen_BT, torch.tensor(lengths, device=kv.device))
 
 
+def put(cache: DynamicCache, row: int, kept: Kept, end: int) -> None:
+    """Another prompt's keys and values in a row of a batch's cache, so that its last token is token `end - 1`
+    there; what else the row holds stays, for the caller to hide."""
+    at = end - kept.length
+    for piece in kept.pieces:
+        T = piece.shape[3]
+        for layer, (keys_NTD, values_NTD) in zip(cache.layers, piece, strict=True):
+            layer.keys[row, :, at : at + T] = keys_NTD
+            layer.values[row, :, at : at + T] = values_NTD
+        at += T
+
+
 def go_on(backbone: CausalLM, prompted: Prompted, x_BUE: Tensor, every: bool = False) -> tuple[Tensor, ...]:
     """States [B,U,E] of vectors that follow the prompts; gradients reach x. The cache grows by U.
 

@@ -557,3 +557,26 @@ def test_what_was_said_to_one_part_is_not_seen_by_the_next(following) -> None:
     ]
     assert said[0][0] != said[1][0]
     assert (said[0][1].ids == said[1][1].ids) == (following == "parts")
+
+
+def test_a_part_is_answered_as_a_query_for_one_is() -> None:
+    bank = tiny_bank(BACKBONE, "lda", segment_end="eoc", max_procedures=3, scale=6.0)
+    ready = TokMem(BACKBONE, bank)
+    one = TokMem(BACKBONE, replace(bank, meta=replace(bank.meta, max_procedures=1)))
+    single = [(name, query) for name in NAMES for query in QUERIES[name]]
+    pairs = [
+        (whole, prefix, (a, b))
+        for (a, x), (b, y) in zip(single[::3], single[9:], strict=False)
+        for whole in [ready.prompts.render(f"{x} {x} {y} {y}")]
+        for prefix in ready.frozen.read([whole])
+        if a != b and ready.decoder.router.scores("first", [prefix]).several[0]
+    ]
+    assert len(pairs) > 2
+    options = [Options(names, max_new_tokens=6) for _, _, names in pairs]
+    found = ready.results([whole for whole, _, _ in pairs], options, batch=3)
+    for (whole, prefix, names), result in zip(pairs, found, strict=True):
+        parts = [whole.part(ready.decoder.router.part(prefix, names[: n + 1])) for n in range(2)]
+        alone = one.results(parts, [Options((name,), max_new_tokens=6) for name in names], batch=1)
+        assert [s.ids for s in result.segments] == [each.segments[0].ids for each in alone]
+        assert result.prompt_tokens == len(whole.ids) + sum(len(part.ids) for part in parts)
+        assert sum(len(part.ids) for part in parts) < 2 * len(whole.ids)

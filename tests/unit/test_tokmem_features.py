@@ -207,7 +207,10 @@ def test_replay_draws_old_procedures_where_they_were():
     assert set(rows.tolist()) == {4, 7}
     for row, mean in ((4, means[0]), (7, means[1])):
         assert torch.allclose(states[rows == row].mean(0), mean, atol=0.6)
-    assert replay.count(2) == 32 and replay.count(40) == 80
+    assert replay.count(2, 4) == 32 and replay.count(40, 4) == 80
+    many = [Class(str(i)) for i in range(9) for _ in range(2)]
+    more = Replay(collect(many, (torch.randn(18, 8),), 2), 0, 0.1, {str(i): i for i in range(9)})
+    assert more.count(40, 2) == 180, "of an old procedure as many as of a new one"
 
 
 @pytest.mark.parametrize("init", ["mean", "text", "orthogonal", "hidden", "from:old"])

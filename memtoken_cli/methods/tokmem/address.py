@@ -93,7 +93,7 @@ def states_of(task: Learning, b: int, examples: Sequence[Example]) -> States:
         n = min(MOST_PSEUDO, PSEUDO * len(replay))
         drawn, rows = replay.draw(n, seeds.generator(task.seed, "pseudo-states", b))
         h_NE, target_N = torch.cat([h_NE, drawn]), torch.cat([target_N, rows])
-        per_batch = replay.count(32)
+        per_batch = replay.count(32, len(task.blocks[b].rows))
     return stored(task.backbone, b, h_NE, target_N, task.end, real, per_batch)
 
 

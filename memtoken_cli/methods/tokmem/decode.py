@@ -21,8 +21,9 @@ from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.io.errors import DataError, UsageError
 from memtoken_cli.methods.tokmem.bank import SITES, Bank, Site
 from memtoken_cli.methods.tokmem.events import EndEvent, Event, Result, RouteEvent
-from memtoken_cli.methods.tokmem.features import Boundary, Place, Prefix
+from memtoken_cli.methods.tokmem.features import Boundary, Frozen, Place, Prefix
 from memtoken_cli.methods.tokmem.grammar import Ids, Plan, Row
+from memtoken_cli.methods.tokmem.prompt import Prompt
 from memtoken_cli.methods.tokmem.route import Route, Router, State
 from memtoken_cli.methods.tokmem.taught import table_of
 from memtoken_cli.methods.tokmem.telling import Telling
@@ -35,6 +36,7 @@ class Decoder:
         self.backbone, self.bank = backbone, bank
         self.router = router or Router(bank, backbone)
         self.table_RE = table_of(bank, backbone.device)
+        self.frozen = Frozen(backbone, ())  # reads parts
         self.ids_of = Ids(backbone.dims.vocab, bank.meta.tokens)
         self.ends = frozenset(self.router.ends)
         self.none_0E = self.table_RE[:0]
@@ -93,7 +95,8 @@ class Decoder:
 
 @dataclass
 class _Live:
-    """A row in the batch. at: its place in the cache. telling: where texts are given out as they come."""
+    """A row in the batch. at: its place in the cache. again: tokens of parts of its prompt that were read
+    anew. telling: where texts are given out as they come."""
 
     number: int
     row: Row
@@ -101,6 +104,7 @@ class _Live:
     boundary: Boundary
     at: int
     position: int
+    again: int = 0
     put: int | None = None
     telling: Telling | None = None
 
@@ -183,9 +187,7 @@ class _Batch:
         due = [x for x in self.alive if x.put is None and x.row.route and not x.row.queue]
         for live in due:
             if live.row.chain:
-                forced = live.row.force()
-                self._focus(live)
-                yield RouteEvent(live.number, forced)
+                yield RouteEvent(live.number, live.row.force())
         for site in SITES:
             lives = [live for live in due if live.row.route == site and not live.row.chain]
             if not lives:
@@ -197,8 +199,8 @@ class _Batch:
                 lives, self.decoder.router.pick(site, states, choices, top_k), strict=True
             ):
                 live.row.decided(route)
-                self._focus(live)
                 yield RouteEvent(live.number, route)
+        self._focus([live for live in due if live.row.queue])
 
     def _state(self, live: _Live, site: Site) -> State:
         if site == "first":
@@ -208,27 +210,31 @@ class _Batch:
         done = tuple(s.procedure for s in live.row.segments if s.procedure is not None)
         return Place(self.h_BE[live.at], (), live.prefix.user, done)
 
-    def _focus(self, live: _Live) -> None:
-        """Of a query for several procedures, a segment sees the part that asks for it, and neither the others
-        nor what was said to them: it follows the prompt as if it were the first."""
-        row, prefix, router = live.row, live.prefix, self.decoder.router
-        if row.procedure is None or not router.focuses:
-            return
-        if row.several is None and row.plan.forced:
-            row.several = router.scores("first", [prefix]).several[0]
-        if not row.several:
-            return
-        span = router.part(prefix, [route.procedure for route in row.routes if route.procedure is not None])
-        if self.mask_BT is None:
-            self.mask_BT = torch.ones(self.B, self.cache.get_seq_length(), dtype=torch.long)
-            self.mask_BT = self.mask_BT.to(self.backbone.device)
-        user = prefix.prompt.user
-        start = self.prompted - prefix.length + user[0]
-        seen_T = self.mask_BT[live.at]
-        seen_T[start : start + user[1] - user[0]] = 0
-        seen_T[self.prompted :] = 0
-        seen_T[start + span.start : start + span.stop] = 1
-        live.position = prefix.length
+    def _focus(self, lives: Sequence[_Live]) -> None:
+        """Of a query for several procedures, the part that asks for a segment is read anew, by itself, and
+        followed as a query for one is: neither the other parts nor what was said to them is seen."""
+        router = self.decoder.router
+        due: list[_Live] = []
+        parts: list[Prompt] = []
+        for live in lives if router.focuses else ():
+            row, prefix = live.row, live.prefix
+            if row.several is None and row.plan.forced:
+                row.several = router.scores("first", [prefix]).several[0]
+            if row.several:
+                done = [route.procedure for route in row.routes if route.procedure is not None]
+                due.append(live)
+                parts.append(prefix.prompt.part(router.part(prefix, done)))
+        for live, part in zip(due, self.decoder.frozen.read(parts), strict=True):
+            assert part.kept is not None
+            prefix_cache.put(self.cache, live.at, part.kept, self.prompted)
+            if self.mask_BT is None:
+                self.mask_BT = torch.ones(self.B, self.cache.get_seq_length(), dtype=torch.long)
+                self.mask_BT = self.mask_BT.to(self.backbone.device)
+            seen_T = self.mask_BT[live.at]
+            seen_T[:] = 0
+            seen_T[self.prompted - part.length : self.prompted] = 1
+            live.position = part.length
+            live.again += part.length
 
     def _choose(self, lives: Sequence[_Live]) -> list[int | Route]:
         """The next id of every row inside a segment, or the route that ends it."""
@@ -281,7 +287,7 @@ class _Batch:
             "\n".join(segment.text for segment in row.segments),
             tuple(row.segments),
             tuple(row.routes),
-            live.prefix.length,
+            live.prefix.length + live.again,
             sum(token >= self.decoder.ids_of.vocab for token in row.ids),
             time.perf_counter() - self.started,
             tuple(row.ids),

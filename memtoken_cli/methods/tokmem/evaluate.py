@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,20 @@ def _total(examined: Examined, asked: Sequence[Question], keys: EvaluateKeys) ->
         mark_replies(sheet, asked, examined.replies(asked, examined.own(routed), keys.max_new_tokens))
         mark_replies(oracle, asked, examined.replies(asked, gold(asked), keys.max_new_tokens))
     row = _plain(summary([sheet]))
+    if examined.bank.alpha:
+        row["nll_unscaled"] = _unscaled(examined, asked)
     if keys.generate:
         row["oracle_rouge_l"] = summary([oracle])["rouge_l"]
         row["routing_loss"] = row["oracle_rouge_l"] - row["rouge_l"]
     return row, sheet
+
+
+def _unscaled(examined: Examined, asked: Sequence[Question]) -> float:
+    """The NLL of the raw discriminant, beside which that of the scaled one shows what the scale is worth."""
+    bare = Examined(examined.ready.backbone, replace(examined.bank, alpha={}), examined.batch, examined.memo)
+    sheet = Sheet("unscaled")
+    mark_routes(sheet, asked, bare.routes(asked))
+    return float(summary([sheet])["nll"])
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

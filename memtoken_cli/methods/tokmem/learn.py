@@ -117,7 +117,7 @@ class Learning:
         epoch, chosen = self._chosen(at, len(block.examples), self.train.batch)
         share = 0
         if self.routed and not self.apart and block.replay is not None and len(block.replay):
-            share = math.ceil(block.replay.count(len(chosen)) / len(chosen))
+            share = math.ceil(block.replay.count(len(chosen), len(block.rows)) / len(chosen))
         items = []
         for i in chosen:
             example = block.examples[i]

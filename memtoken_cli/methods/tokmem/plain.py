@@ -50,7 +50,7 @@ class Plain:
         chain = list(options.forced)
         limit = len(chain) or options.max_procedures or bank.meta.max_procedures
         used, self.spans, self.several = 0, [range(0)], None
-        self.parts_seen: list[tuple[int, range]] = []
+        self.part: tuple[int, Prompt] | None = None
         name = chain.pop(0) if options.forced else self._route("first")
         while True:
             if name is not None:
@@ -126,19 +126,19 @@ class Plain:
         parts = self.bank.parts()
         if site not in self.bank.sites and parts is None:
             return None
-        T = len(self.prompt.ids)
-        features = self._features(seen, -1, *self.prompt.user)
-        if site == "boundary":
-            spoken = [span for span in self.spans if len(span)]  # an empty segment has no mean
-            final_TE = seen.states[-1].float()
-            last = final_TE[T + spoken[-1].start : T + spoken[-1].stop] if spoken else final_TE[-1:]
-            features.append(last.mean(0))
         allowed = self.options.allowed(self.bank.names)
         if parts is not None:
-            token_UL = self._tokens(parts, seen)
+            token_UL = self._tokens(parts, self._read(self.prompt, []))
         if parts is not None and site == "boundary":
             labels, score_S = parts.labels, parts.following(token_UL, self._done())
         else:
+            T = len(self.prompt.ids)
+            features = self._features(seen, -1, *self.prompt.user)
+            if site == "boundary":
+                spoken = [span for span in self.spans if len(span)]  # an empty segment has no mean
+                final_TE = seen.states[-1].float()
+                last = final_TE[T + spoken[-1].start : T + spoken[-1].stop] if spoken else final_TE[-1:]
+                features.append(last.mean(0))
             scorer = self.bank.scorer(site)  # type: ignore[arg-type]
             labels, score_S = scorer.labels, scorer.scores([x[None] for x in features])[0]
             if isinstance(scorer, FirstSite):
@@ -170,10 +170,17 @@ class Plain:
         return out_P.masked_fill(shut_P, float("-inf"))
 
     def _see(self) -> _Seen:
+        """What is there so far; inside a segment that has a part of its own, that part and the segment."""
+        if self.part is None:
+            return self._read(self.prompt, self.ids)
+        begin, prompt = self.part
+        return self._read(prompt, self.ids[begin:])
+
+    def _read(self, prompt: Prompt, ids: list[int]) -> _Seen:
         embed = self.backbone.model.get_input_embeddings()
         rows = self.bank.control_PkE.flatten(0, 1)
-        x = [embed(torch.tensor([i]))[0] for i in self.prompt.ids]
-        for i in self.ids:
+        x = [embed(torch.tensor([i]))[0] for i in prompt.ids]
+        for i in ids:
             if i < self.V:
                 x.append(embed(torch.tensor([i]))[0])
             elif i == self.V:
@@ -182,45 +189,30 @@ class Plain:
             else:
                 x.append(rows[i - self.V - 1])
         x_1TE = torch.stack(x)[None]
-        how = {"inputs_embeds": x_1TE, "use_cache": False, **self._focused()}
-        out = self.backbone.model(**how, output_hidden_states=True)
-        final = self.backbone.model.get_decoder()(**how).last_hidden_state[0]
+        out = self.backbone.model(inputs_embeds=x_1TE, use_cache=False, output_hidden_states=True)
+        final = self.backbone.model.get_decoder()(inputs_embeds=x_1TE, use_cache=False).last_hidden_state[0]
         return _Seen(out.logits[0, -1].float(), (*(x[0] for x in out.hidden_states[:-1]), final))
 
-    def _focused(self) -> dict[str, Tensor]:
-        """What each token sees, and its place, where segments see their parts alone."""
-        if not self.parts_seen:
-            return {}
-        P, T = len(self.prompt.ids), len(self.prompt.ids) + len(self.ids)
-        seen_TT = torch.ones(T, T, dtype=torch.bool).tril()
-        place = list(range(T))
-        start, end = self.prompt.user
-        for begin, span in self.parts_seen:
-            for t in range(P + begin, T):
-                seen_TT[t, start:end] = False
-                seen_TT[t, start + span.start : start + span.stop] = True
-                seen_TT[t, P : P + begin] = False
-                place[t] = t - begin
-        hidden_TT = torch.zeros(T, T).masked_fill(~seen_TT, torch.finfo(torch.float32).min)
-        return {"attention_mask": hidden_TT[None, None], "position_ids": torch.tensor([place])}
-
     def _focus(self) -> None:
-        """The procedure whose tokens were just put in sees its own part from there on."""
+        """The procedure whose tokens were just put in stands behind its own part of the query alone."""
         parts = self.bank.parts()
         if parts is None or any(window is not None for window in self.backbone.dims.windows):
             return
-        token_UL = self._tokens(parts, self._see())
+        seen = self._read(self.prompt, [])
+        token_UL = self._tokens(parts, seen)
         if self.several is None and self.options.forced:
-            scorer, P = self.bank.scorer(), len(self.prompt.ids)
+            scorer = self.bank.scorer()
             if isinstance(scorer, FirstSite):
-                found = self._features(self._see(), P - 1, *self.prompt.user)
+                found = self._features(seen, -1, *self.prompt.user)
                 (self.several,) = scorer.asks_for_several([x[None] for x in found]).tolist()
             else:
                 self.several = self.bank.meta.max_procedures > 1 and parts.several(token_UL)
         if self.several:
-            self.parts_seen.append(
-                (len(self.ids) - self.bank.meta.tokens, parts.span(token_UL, self._done()))
-            )
+            span = parts.span(token_UL, self._done())
+            before, after = (self.prompt.ids[: self.prompt.user[0]], self.prompt.ids[self.prompt.user[1] :])
+            own = self.prompt.ids[self.prompt.user[0] :][span.start : span.stop]
+            shown = Prompt((*before, *own, *after), (len(before), len(before) + len(own)))
+            self.part = (len(self.ids) - self.bank.meta.tokens, shown)
 
     def _tokens(self, parts: Parts, seen: _Seen) -> Tensor:
         start, end = self.prompt.user

@@ -24,6 +24,12 @@ class Prompt:
     ids: tuple[int, ...]
     user: tuple[int, int]
 
+    def part(self, of: range) -> Prompt:
+        """The prompt of these of the user's tokens alone."""
+        start, end = self.user
+        own = self.ids[start + of.start : start + of.stop]
+        return Prompt((*self.ids[:start], *own, *self.ids[end:]), (start, start + len(own)))
+
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> str:
     """The BOS of a tokenizer that puts one in front of texts, or nothing."""

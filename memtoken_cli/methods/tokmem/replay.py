@@ -5,6 +5,8 @@ Old procedures' last states are drawn from a normal distribution, N(mean of the 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,9 +35,10 @@ class Replay:
     def __len__(self) -> int:
         return len(self.class_N)
 
-    def count(self, batch: int) -> int:
-        """How many pseudo-states a batch holds."""
-        return max(LEAST, PER_SAMPLE * batch)
+    def count(self, batch: int, new: int) -> int:
+        """How many pseudo-states go with a batch of samples of so many new procedures: twice as many, and no
+        fewer of an old procedure than of a new one, since a rarer class is taken for a less likely one."""
+        return max(LEAST, PER_SAMPLE * batch, math.ceil(batch * len(self) / new))
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(states [n,E] float32, their rows [n]), each class as likely as any."""

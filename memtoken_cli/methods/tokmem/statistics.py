@@ -8,7 +8,6 @@ Shape suffixes: N samples, C classes, D width of a feature, V kept samples, K cl
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from memtoken_cli.io.errors import DataError
+from memtoken_cli.methods.tokmem.kept import kept
 
 FACETS = ("query", "instruction+query")
 TEXT, END = "\0TEXT", "\0END"  # no procedure, and the end after a segment; no name can be one of these
@@ -122,7 +122,7 @@ class Statistics:
             tied_KD = apart_KD * (a_C * b_C / count_C)[both_K, None].sqrt()
             moments.append(Moments(mean_CD, m.scatter_DD + o.scatter_DD + tied_KD.T @ tied_KD))
         keep_val = min(self.keep_val, other.keep_val)
-        val, val_class_V = _kept(
+        val, val_class_V = kept(
             tuple(torch.cat(pair) for pair in zip(self.val, other.val, strict=True)),
             torch.cat([mine_C[self.val_class_V], theirs_C[other.val_class_V]]),
             keep_val,
@@ -253,7 +253,7 @@ def collect(classes_N: Sequence[Class], features: Sequence[Tensor], keep_val: in
         mean_CD = mean_CD / count_C[:, None]
         apart_ND = wide_ND - mean_CD[class_N]
         moments.append(Moments(mean_CD, apart_ND.T @ apart_ND))
-    val, val_class_V = _kept(tuple(x.detach().to("cpu", torch.float32) for x in features), class_N, keep_val)
+    val, val_class_V = kept(tuple(x.detach().to("cpu", torch.float32) for x in features), class_N, keep_val)
     freedom = float(len(classes_N) - len(classes))
     return Statistics(classes, count_C, tuple(moments), freedom, val, val_class_V, keep_val)
 
@@ -285,21 +285,3 @@ def _centres(classes: Sequence[Class], mean_CD: Tensor) -> Tensor:
 
 def _zeros(rows: int, columns: int) -> Tensor:
     return torch.zeros(rows, columns, dtype=torch.float64)
-
-
-def _kept(val: tuple[Tensor, ...], class_V: Tensor, keep: int) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The `keep` samples of each class whose digests are smallest, sorted by class and digest."""
-    owners, chosen, seen = class_V.tolist(), [], dict[int, int]()
-    keys = _digests(val) if keep else []
-    for v in sorted(range(len(keys)), key=lambda v: (owners[v], keys[v])):
-        seen[owners[v]] = seen.get(owners[v], 0) + 1
-        if seen[owners[v]] <= keep:
-            chosen.append(v)
-    index = torch.tensor(chosen, dtype=torch.long)
-    return tuple(x_VD[index].contiguous() for x_VD in val), class_V[index]
-
-
-def _digests(val: tuple[Tensor, ...]) -> list[bytes]:
-    """Of every sample, over all its features."""
-    together = torch.cat([x_VD.contiguous() for x_VD in val], 1).numpy()
-    return [hashlib.sha256(row.tobytes()).digest() for row in together]
