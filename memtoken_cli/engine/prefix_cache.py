@@ -180,10 +180,12 @@ def together(chosen: Sequence[Kept]) -> Prompted:
     return Prompted(cache_of(kv), seen_BT, torch.tensor(lengths, device=kv.device))
 
 
-def put(cache: DynamicCache, row: int, kept: Kept, end: int) -> None:
-    """Another prompt's keys and values in a row of a batch's cache, so that its last token is token `end - 1`
-    there; what else the row holds stays, for the caller to hide."""
+def put(cache: DynamicCache, mask_BT: Tensor, row: int, kept: Kept, end: int) -> None:
+    """Another prompt in a row of a batch's cache, its last token the row's token `end - 1`; the mask hides
+    what else the row holds."""
     at = end - kept.length
+    mask_BT[row] = 0
+    mask_BT[row, at:end] = 1
     for piece in kept.pieces:
         T = piece.shape[3]
         for layer, (keys_NTD, values_NTD) in zip(cache.layers, piece, strict=True):

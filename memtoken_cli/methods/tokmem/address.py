@@ -25,6 +25,7 @@ from memtoken_cli.methods.tokmem.pool import shown_forms
 if TYPE_CHECKING:
     from memtoken_cli.methods.tokmem.learn import Learning
 
+ADDRESS_BATCH = 32
 END = -1  # the target of a boundary where the answer is over
 CHUNK = 256
 PSEUDO, MOST_PSEUDO = 64, 8192  # pseudo-states of an old procedure, and of all
@@ -93,7 +94,7 @@ def states_of(task: Learning, b: int, examples: Sequence[Example]) -> States:
         n = min(MOST_PSEUDO, PSEUDO * len(replay))
         drawn, rows = replay.draw(n, seeds.generator(task.seed, "pseudo-states", b))
         h_NE, target_N = torch.cat([h_NE, drawn]), torch.cat([target_N, rows])
-        per_batch = replay.count(32, len(task.blocks[b].rows))
+        per_batch = replay.count(ADDRESS_BATCH, len(task.blocks[b].rows))
     return stored(task.backbone, b, h_NE, target_N, task.end, real, per_batch)
 
 

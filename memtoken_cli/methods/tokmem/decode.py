@@ -207,8 +207,7 @@ class _Batch:
             return live.prefix
         if not self.decoder.bank.parted:
             return live.boundary.state(self.h_BE[live.at])
-        done = tuple(s.procedure for s in live.row.segments if s.procedure is not None)
-        return Place(self.h_BE[live.at], (), live.prefix.user, done)
+        return Place(self.h_BE[live.at], (), live.prefix.user, live.row.called)
 
     def _focus(self, lives: Sequence[_Live]) -> None:
         """Of a query for several procedures, the part that asks for a segment is read anew, by itself, and
@@ -221,18 +220,14 @@ class _Batch:
             if row.several is None and row.plan.forced:
                 row.several = router.scores("first", [prefix]).several[0]
             if row.several:
-                done = [route.procedure for route in row.routes if route.procedure is not None]
                 due.append(live)
-                parts.append(prefix.prompt.part(router.part(prefix, done)))
+                parts.append(prefix.prompt.part(router.part(prefix, row.called)))
         for live, part in zip(due, self.decoder.frozen.read(parts), strict=True):
             assert part.kept is not None
-            prefix_cache.put(self.cache, live.at, part.kept, self.prompted)
             if self.mask_BT is None:
                 self.mask_BT = torch.ones(self.B, self.cache.get_seq_length(), dtype=torch.long)
                 self.mask_BT = self.mask_BT.to(self.backbone.device)
-            seen_T = self.mask_BT[live.at]
-            seen_T[:] = 0
-            seen_T[self.prompted - part.length : self.prompted] = 1
+            prefix_cache.put(self.cache, self.mask_BT, live.at, part.kept, self.prompted)
             live.position = part.length
             live.again += part.length
 

@@ -130,8 +130,13 @@ class Row:
             self.talks = True
 
     @property
+    def called(self) -> tuple[str, ...]:
+        """The procedures until now, in order."""
+        return tuple(route.procedure for route in self.routes if route.procedure is not None)
+
+    @property
     def used(self) -> int:
-        return sum(route.procedure is not None for route in self.routes)
+        return len(self.called)
 
     @property
     def choice(self) -> Choice:

@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from memtoken_cli.engine import seeds
 from memtoken_cli.engine.backbone import CausalLM
 from memtoken_cli.engine.task import At, Loss, Phase
-from memtoken_cli.methods.tokmem.address import States, states_loss, states_of
+from memtoken_cli.methods.tokmem.address import ADDRESS_BATCH, States, states_loss, states_of
 from memtoken_cli.methods.tokmem.config import Config, TrainConfig
 from memtoken_cli.methods.tokmem.examples import Example, Layout, Targets, layout
 from memtoken_cli.methods.tokmem.loss import Table, sequence_loss
@@ -30,7 +30,6 @@ from memtoken_cli.methods.tokmem.pool import Pool, shown_forms
 from memtoken_cli.methods.tokmem.replay import Replay
 
 SEEN = 300  # times that a recipe without steps or epochs shows each procedure
-ADDRESS_BATCH = 32
 EPSILON = 1e-8
 
 
